@@ -1,0 +1,3 @@
+//! Configuration: values only. What was typed becomes a validated, immutable `Config`.
+
+pub mod guest;

@@ -1,0 +1,1 @@
+//! A sink in one buffer per frame.

@@ -1,0 +1,86 @@
+//! What an event is about, as the 64 bits that epoll carries for us.
+//!
+//! A value module: the engine chooses tokens, the host's sockets and the links register them, the
+//! runtime takes them apart again. Nobody else reads the bits.
+
+use crate::flow::FlowId;
+
+/// The subject of a readiness event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Token {
+    /// Something of the guest's link: a listener, the control socket, a kick, a tap. The number is
+    /// the link's own.
+    Link(u32),
+    /// A signal has arrived.
+    Signal,
+    /// A listening socket of the host.
+    Listener(u32),
+    /// The socket of a TCP flow.
+    Tcp(FlowId),
+    /// The socket of a UDP flow.
+    Udp(FlowId),
+    /// The socket of an echo (ping) flow.
+    Echo(FlowId),
+    /// Anything else the runtime registered: netlink, control API, watches.
+    Runtime(u32),
+}
+
+impl Token {
+    /// The 64 bits for `epoll_event.u64`: kind (8), generation (24), index (32).
+    pub const fn to_bits(self) -> u64 {
+        let (kind, generation, index) = match self {
+            Self::Link(n) => (0, 0, n),
+            Self::Signal => (1, 0, 0),
+            Self::Listener(n) => (2, 0, n),
+            Self::Tcp(id) => (3, id.generation(), id.index()),
+            Self::Udp(id) => (4, id.generation(), id.index()),
+            Self::Echo(id) => (5, id.generation(), id.index()),
+            Self::Runtime(n) => (6, 0, n),
+        };
+        ((kind as u64) << 56) | ((generation as u64) << 32) | index as u64
+    }
+
+    /// The inverse of [`Token::to_bits`]; `None` for bits that it never makes.
+    pub const fn from_bits(bits: u64) -> Option<Self> {
+        let index = bits as u32;
+        let generation = (bits >> 32) as u32 & FlowId::GENERATION_MASK;
+        Some(match bits >> 56 {
+            0 => Self::Link(index),
+            1 => Self::Signal,
+            2 => Self::Listener(index),
+            3 => Self::Tcp(FlowId::new(index, generation)),
+            4 => Self::Udp(FlowId::new(index, generation)),
+            5 => Self::Echo(FlowId::new(index, generation)),
+            6 => Self::Runtime(index),
+            _ => return None,
+        })
+    }
+}
+
+/// What a file descriptor is ready for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Readiness {
+    /// Data or a connection can be read (EPOLLIN).
+    pub readable: bool,
+    /// Data can be written, or a connect has ended (EPOLLOUT).
+    pub writable: bool,
+    /// The peer has closed its writing half (EPOLLRDHUP).
+    pub read_closed: bool,
+    /// Both halves are closed (EPOLLHUP).
+    pub hung_up: bool,
+    /// An error is pending (EPOLLERR): read SO_ERROR or the error queue.
+    pub error: bool,
+}
+
+/// What a file descriptor is to be watched for. Errors and hang-ups are always reported.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Interest {
+    /// Report [`Readiness::readable`].
+    pub readable: bool,
+    /// Report [`Readiness::writable`].
+    pub writable: bool,
+    /// Report [`Readiness::read_closed`].
+    pub read_closed: bool,
+    /// Report changes only (EPOLLET), for data that is left unread on purpose.
+    pub edge: bool,
+}
