@@ -3,6 +3,9 @@
 //! Knows [`crate::wire`] and [`crate::time`], and the values of [`crate::config`]; never a socket,
 //! a frame or a clock.
 
+pub mod deadline;
+pub mod table;
+
 use std::fmt;
 use std::net::IpAddr;
 
