@@ -1,1 +1,2 @@
+//! The `passt` program.
 fn main() {}

@@ -1,1 +1,2 @@
+//! The `pasta` program.
 fn main() {}
