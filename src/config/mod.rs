@@ -1,3 +1,4 @@
 //! Configuration: values only. What was typed becomes a validated, immutable `Config`.
 
 pub mod guest;
+pub mod ports;
