@@ -3,9 +3,18 @@
 //! Each format has a *repr*: a value that cannot hold nonsense, with `parse(&[u8]) -> Result<..>`,
 //! `emit(&self, &mut [u8])` and `len()`. `parse` takes any bytes without panicking and checks
 //! every length with `get`; `emit` writes exactly `len()` bytes and asks for at least that much
-//! room. Numbers in a repr are in host order; only the bytes are in network order.
+//! room (with less it writes nothing, and a debug build says so). Numbers in a repr are in host order; only the bytes are in network order.
 
+pub mod arp;
+pub mod checksum;
+pub mod ethernet;
+pub mod icmpv4;
+pub mod icmpv6;
+pub mod ipv4;
+pub mod ipv6;
 pub mod seq;
+pub mod tcp;
+pub mod udp;
 
 use std::fmt;
 
@@ -47,3 +56,45 @@ pub enum Error {
 
 /// The outcome of parsing.
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// IP protocol numbers and IPv6 next header values that mean something to us (IANA).
+pub mod protocol {
+    /// ICMP.
+    pub const ICMPV4: u8 = 1;
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+    /// ICMPv6.
+    pub const ICMPV6: u8 = 58;
+}
+
+/// The `N` bytes at `offset`.
+fn array_at<const N: usize>(bytes: &[u8], offset: usize) -> Result<[u8; N]> {
+    bytes.get(offset..).and_then(<[u8]>::first_chunk).copied().ok_or(Error::Truncated)
+}
+
+/// The byte at `offset`.
+fn u8_at(bytes: &[u8], offset: usize) -> Result<u8> {
+    bytes.get(offset).copied().ok_or(Error::Truncated)
+}
+
+/// The number of 16 bits at `offset`.
+fn u16_at(bytes: &[u8], offset: usize) -> Result<u16> {
+    array_at(bytes, offset).map(u16::from_be_bytes)
+}
+
+/// The number of 32 bits at `offset`.
+fn u32_at(bytes: &[u8], offset: usize) -> Result<u32> {
+    array_at(bytes, offset).map(u32::from_be_bytes)
+}
+
+/// Copies `from` to `offset` of `out` if there is room for all of it.
+fn put(out: &mut [u8], offset: usize, from: &[u8]) {
+    let end = offset.saturating_add(from.len());
+    if let Some(room) = out.get_mut(offset..end) {
+        room.copy_from_slice(from);
+    } else {
+        debug_assert!(false, "emit asked for {end} bytes of room, got {}", out.len());
+    }
+}
