@@ -1,1 +1,3 @@
-//! To come.
+//! The protocol machines: `now` in, verdicts out. They hold no socket, frame, clock or payload.
+
+pub mod tcp;
