@@ -105,7 +105,7 @@ fn blank(source: &str) -> String {
     let mut after_word = false;
     while let Some(c) = rest.chars().next() {
         let opaque = opaque_len(rest, after_word);
-        let len = opaque.unwrap_or(c.len_utf8());
+        let len = opaque.unwrap_or_else(|| c.len_utf8());
         let (piece, tail) = rest.split_at(len);
         if opaque.is_some() {
             out.extend(piece.chars().map(|c| if c == '\n' { '\n' } else { ' ' }));
@@ -354,12 +354,13 @@ fn named_paths(tokens: &[Token], module: &[String]) -> Vec<Named> {
             _ => {}
         }
         let begins = tokens.get(at + 1).is_some_and(|t| t.text == "::")
-            && !at.checked_sub(1).is_some_and(|i| tokens[i].text == "::");
+            && at.checked_sub(1).is_none_or(|i| tokens[i].text != "::");
         if !begins {
             at += 1;
             continue;
         }
-        let here = module.iter().chain(inline.iter().map(|(name, _)| name)).cloned().collect();
+        let here: Vec<String> =
+            module.iter().chain(inline.iter().map(|(name, _)| name)).cloned().collect();
         let mut paths = Vec::new();
         let len = expand(&tokens[at..], &[], &mut paths);
         for path in paths {
@@ -370,11 +371,11 @@ fn named_paths(tokens: &[Token], module: &[String]) -> Vec<Named> {
     out
 }
 
-fn resolve(path: Vec<String>, here: &Vec<String>, line: usize) -> Named {
+fn resolve(path: Vec<String>, here: &[String], line: usize) -> Named {
     match path.first().map(String::as_str) {
         Some("crate") => Named { line, ours: true, path: path[1..].to_vec() },
         Some("self" | "super") => {
-            let mut at = here.clone();
+            let mut at = here.to_vec();
             let mut rest = path.into_iter().peekable();
             while let Some(word) = rest.next_if(|w| w == "super" || w == "self") {
                 if word == "super" {
@@ -621,7 +622,6 @@ fn imports_against_the_order_are_found() {
     ];
     for (file, body) in table {
         let found = found_in(file, body);
-        // `use crate::engine;` names a module without `::` after it: counted all the same.
         assert_eq!(found.len(), 1, "{file}: {body}: {found:?}");
     }
 }
