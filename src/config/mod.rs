@@ -1,4 +1,5 @@
 //! Configuration: values only. What was typed becomes a validated, immutable `Config`.
 
 pub mod guest;
+pub mod options;
 pub mod ports;

@@ -1,0 +1,420 @@
+//! The command line as it was typed: one table of options for both programs, and [`Typed`].
+//!
+//! No I/O and no knowledge of the host: what the options mean there is the next step's subject
+//! ([`crate::config::Config`]). Habits are those of `getopt_long`: long options may be abbreviated,
+//! values glued, the last one of a kind wins, and the first word that is no option ends them.
+
+mod table;
+mod values;
+
+use crate::flow::Protocol;
+use crate::wire::MacAddr;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{ArgAction, ArgMatches, Command, value_parser};
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use table::{Action, GROUPS, Opt, options};
+
+/// The program that was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// For virtual machines.
+    Passt,
+    /// For network namespaces.
+    Pasta,
+}
+
+impl Program {
+    /// The program's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Passt => "passt",
+            Self::Pasta => "pasta",
+        }
+    }
+}
+
+/// What the program is to be: this decides which options exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// A virtual machine on a stream socket.
+    Passt,
+    /// A virtual machine on vhost-user.
+    VhostUser,
+    /// A network namespace.
+    Pasta,
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verbosity {
+    /// Warnings and errors (`--quiet`).
+    Quiet,
+    /// And what is of interest to the user.
+    #[default]
+    Info,
+    /// Everything but single packets (`--debug`).
+    Debug,
+    /// Everything (`--trace`).
+    Trace,
+}
+
+/// An IP version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// Whom to become (`--runas`), before names are looked up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RunAs {
+    /// `UID` or `UID:GID`; a group alone is the same number.
+    Ids {
+        /// User.
+        uid: u32,
+        /// Group.
+        gid: u32,
+    },
+    /// `LOGIN` or `LOGIN:GROUP`; without a group, the login's own.
+    Names {
+        /// User.
+        login: String,
+        /// Group, a name or a number.
+        group: Option<String>,
+    },
+}
+
+/// What was typed for one IP version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PerFamily<A> {
+    /// `--address`, with its prefix length if it carried one.
+    pub address: Option<(A, Option<u8>)>,
+    /// `--gateway`.
+    pub gateway: Option<A>,
+    /// `--outbound`.
+    pub outbound: Option<A>,
+    /// `--map-host-loopback`.
+    pub map_host_loopback: Option<A>,
+    /// `--map-guest-addr`.
+    pub map_guest_addr: Option<A>,
+    /// `--dns-forward`.
+    pub dns_forward: Option<A>,
+    /// `--dns-host`.
+    pub dns_host: Option<A>,
+}
+
+impl<A> Default for PerFamily<A> {
+    fn default() -> Self {
+        Self {
+            address: None,
+            gateway: None,
+            outbound: None,
+            map_host_loopback: None,
+            map_guest_addr: None,
+            dns_forward: None,
+            dns_host: None,
+        }
+    }
+}
+
+/// The command line as it was typed. Each value is sound by itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Typed {
+    /// `--socket`.
+    pub socket: Option<PathBuf>,
+    /// `--fd`.
+    pub fd: Option<i32>,
+    /// `--one-off`.
+    pub one_off: bool,
+    /// `--foreground`.
+    pub foreground: bool,
+    /// The last of `--quiet`, `--debug` and `--trace`.
+    pub verbosity: Verbosity,
+    /// `--log-file`.
+    pub log_file: Option<PathBuf>,
+    /// `--log-size`, in bytes.
+    pub log_size: Option<u64>,
+    /// `--pcap`.
+    pub pcap: Option<PathBuf>,
+    /// `--pid`.
+    pub pid: Option<PathBuf>,
+    /// `--runas`.
+    pub runas: Option<RunAs>,
+    /// `--mtu`; 0 is a value.
+    pub mtu: Option<u16>,
+    /// `--mac-addr`.
+    pub mac: Option<MacAddr>,
+    /// `--interface`.
+    pub interface: Option<String>,
+    /// Options of IPv4.
+    pub v4: PerFamily<Ipv4Addr>,
+    /// Options of IPv6.
+    pub v6: PerFamily<Ipv6Addr>,
+    /// `--netmask`, as a prefix length.
+    pub netmask: Option<u8>,
+    /// The last of `--ipv4-only` and `--ipv6-only`.
+    pub only: Option<Family>,
+    /// `--dns`.
+    pub dns: Vec<IpAddr>,
+    /// `--dns none`, and no address after it.
+    pub no_dns: bool,
+    /// `--search`.
+    pub search: Vec<String>,
+    /// `--search none`, and no name after it.
+    pub no_search: bool,
+    /// `--hostname`.
+    pub hostname: Option<String>,
+    /// `--fqdn`.
+    pub fqdn: Option<String>,
+    /// `--no-map-gw`.
+    pub no_map_gw: bool,
+    /// `--no-tcp`.
+    pub no_tcp: bool,
+    /// `--no-udp`.
+    pub no_udp: bool,
+    /// `--no-icmp`.
+    pub no_icmp: bool,
+    /// `--no-dhcp`.
+    pub no_dhcp: bool,
+    /// `--no-dhcpv6`.
+    pub no_dhcpv6: bool,
+    /// `--no-ndp`.
+    pub no_ndp: bool,
+    /// `--no-ra`.
+    pub no_ra: bool,
+    /// `--no-dhcp-dns`.
+    pub no_dhcp_dns: bool,
+    /// `--no-dhcp-search`.
+    pub no_dhcp_search: bool,
+    /// `--tcp-ports` and `--udp-ports`, in order.
+    pub ports: Vec<(Protocol, String)>,
+    /// What to tell the user without stopping.
+    pub warnings: Vec<String>,
+}
+
+/// What the command line asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Print this on standard output and end with status 0.
+    Print(String),
+    /// Run.
+    Run(Mode, Box<Typed>),
+}
+
+/// Why the command line is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    /// One line that stands alone.
+    pub message: String,
+    /// What to print behind it, for a line that names no known option.
+    pub usage: Option<String>,
+}
+
+impl Error {
+    fn plain(message: impl Into<String>) -> Self {
+        Self { message: message.into(), usage: None }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Reads a command line, `args` being what follows the name `argv0` of the program.
+///
+/// # Errors
+/// The first thing that is wrong with it.
+pub fn parse(program: Program, argv0: &str, args: &[OsString]) -> Result<Request, Error> {
+    let error = match matches(program, args) {
+        Ok(found) => return apply(program, &found),
+        Err(error) => error,
+    };
+    // `--version` acts at once, as options are read in order: what stands behind it is not looked
+    // at. Clap looks at the whole line first.
+    for n in (0..args.len()).filter(|n| args.get(*n).is_some_and(|arg| may_print(arg))) {
+        let Some(found) = args.get(..=n).and_then(|start| matches(program, start).ok()) else {
+            continue;
+        };
+        if let Ok(Request::Print(text)) = apply(program, &found) {
+            return Ok(Request::Print(text));
+        }
+    }
+    Err(refusal(program, argv0, &error))
+}
+
+/// Whether `arg` may hold an option that prints something and ends.
+fn may_print(arg: &OsStr) -> bool {
+    let arg = arg.as_encoded_bytes();
+    ["--v", "--h", "--p"].iter().any(|start| arg.starts_with(start.as_bytes()))
+        || (arg.starts_with(b"-") && !arg.starts_with(b"--") && arg.contains(&b'h'))
+}
+
+const POSITIONAL: &str = "COMMAND";
+
+fn matches(program: Program, args: &[OsString]) -> Result<ArgMatches, Box<clap::Error>> {
+    command(program).no_binary_name(true).try_get_matches_from(args).map_err(Box::new)
+}
+
+/// The options of `program` for clap. Those of the other program are known as well, so that they
+/// can be refused by name, but hidden.
+pub fn command(program: Program) -> Command {
+    let usage = match program {
+        Program::Passt => "passt [OPTION]...",
+        Program::Pasta => "pasta [OPTION]... [COMMAND] [ARGS]...\n       pasta [OPTION]... PID",
+    };
+    Command::new(program.name())
+        .override_usage(usage)
+        .disable_help_flag(true)
+        .disable_version_flag(true)
+        .infer_long_args(true)
+        .args(GROUPS.iter().flat_map(|(heading, group)| {
+            group.iter().map(|option| argument(program, heading, option))
+        }))
+        .arg(
+            clap::Arg::new(POSITIONAL)
+                .num_args(0..)
+                .trailing_var_arg(true)
+                .value_parser(value_parser!(OsString))
+                .hide(true),
+        )
+}
+
+fn argument(program: Program, heading: &'static str, option: &Opt) -> clap::Arg {
+    let modes: &[Mode] = match program {
+        Program::Passt => &[Mode::Passt, Mode::VhostUser],
+        Program::Pasta => &[Mode::Pasta],
+    };
+    let mut arg = clap::Arg::new(option.long)
+        .long(option.long)
+        .visible_aliases(option.aliases)
+        .help(option.help)
+        .help_heading(heading)
+        .hide(!option.supported() || !modes.iter().any(|mode| option.exists_in(*mode)))
+        .value_parser(value_parser!(OsString))
+        .action(ArgAction::Append);
+    if let Some(short) = option.short {
+        arg = arg.short(short);
+    }
+    match option.value() {
+        Some(name) => arg.value_name(name).num_args(1).allow_hyphen_values(true),
+        // A value that nobody sees: clap then keeps the place of every occurrence.
+        None => arg.num_args(0).default_missing_value(""),
+    }
+}
+
+/// Options in the order in which they were typed.
+fn in_order(found: &ArgMatches) -> Vec<(&'static Opt, &OsStr)> {
+    let mut typed: Vec<_> = options()
+        .filter_map(|option| {
+            Some(
+                found
+                    .indices_of(option.long)?
+                    .zip(found.get_raw(option.long)?)
+                    .map(move |(place, value)| (place, option, value)),
+            )
+        })
+        .flatten()
+        .collect();
+    typed.sort_unstable_by_key(|(place, ..)| *place);
+    typed.into_iter().map(|(_, option, value)| (option, value)).collect()
+}
+
+fn apply(program: Program, found: &ArgMatches) -> Result<Request, Error> {
+    let mode = match program {
+        _ if found.contains_id(table::VHOST_USER) => Mode::VhostUser,
+        Program::Passt => Mode::Passt,
+        Program::Pasta => Mode::Pasta,
+    };
+    let mut typed = Typed::default();
+    for (option, value) in in_order(found) {
+        let name = option.long;
+        if !option.exists_in(mode) {
+            let owner = option.owner();
+            return Err(Error::plain(format!("--{name} is for {owner} mode only")));
+        }
+        let outcome = match option.action {
+            Action::Flag(set) => {
+                set(&mut typed);
+                Ok(())
+            }
+            Action::Text(_, set) => match value.to_str() {
+                Some(value) => set(&mut typed, value),
+                None => Err(format!("Invalid --{name}: not UTF-8")),
+            },
+            Action::Path(_, set) => set(&mut typed, value.as_ref()),
+            Action::Print(text) => return Ok(Request::Print(text(program))),
+            Action::Later(_) if mode == Mode::Pasta => Ok(()),
+            Action::Later(_) => Err(format!("--{name} is not supported yet")),
+        };
+        outcome.map_err(Error::plain)?;
+    }
+    if mode != Mode::Pasta
+        && let Some(extra) = found.get_raw(POSITIONAL).and_then(|mut values| values.next())
+    {
+        let extra = extra.to_string_lossy();
+        return Err(Error::plain(format!("Extra non-option argument: {extra}")));
+    }
+    Ok(Request::Run(mode, Box::new(typed)))
+}
+
+/// What `getopt_long` would say: others look for these words.
+fn refusal(program: Program, argv0: &str, error: &clap::Error) -> Error {
+    let arg = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(arg)) => arg.split(' ').next().unwrap_or(arg),
+        _ => "",
+    };
+    let message = match error.kind() {
+        ErrorKind::UnknownArgument => unknown(arg),
+        ErrorKind::TooManyValues => format!("option '{arg}' doesn't allow an argument"),
+        _ => format!("option '{arg}' requires an argument"),
+    };
+    Error {
+        message: format!("{argv0}: {message}"),
+        usage: Some(command(program).render_help().to_string()),
+    }
+}
+
+fn unknown(arg: &str) -> String {
+    let Some(start) = arg.strip_prefix("--") else {
+        return format!("invalid option -- '{}'", arg.trim_start_matches('-'));
+    };
+    let names = options().flat_map(|o| std::iter::once(&o.long).chain(o.aliases));
+    let candidates: Vec<_> =
+        names.filter(|n| n.starts_with(start)).map(|n| format!("'--{n}'")).collect();
+    if start.is_empty() || candidates.is_empty() {
+        format!("unrecognized option '{arg}'")
+    } else {
+        format!("option '{arg}' is ambiguous; possibilities: {}", candidates.join(" "))
+    }
+}
+
+fn help(program: Program) -> String {
+    command(program).render_help().to_string()
+}
+
+/// The version, as others parse it: the name and the version on the first line, an empty last one.
+fn version(program: Program) -> String {
+    format!(
+        "{} {}\npasst-rs, a user-mode network stack for virtual machines and containers.\n\
+         Licensed under the Apache License, Version 2.0, without warranties of any kind.\n\n",
+        program.name(),
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
+/// The vhost-user back-end program conventions ask for this on standard output.
+fn capabilities(_: Program) -> String {
+    "{\n  \"type\": \"net\"\n}\n".to_owned()
+}
+
+#[cfg(test)]
+mod tests;

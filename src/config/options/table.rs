@@ -1,0 +1,419 @@
+//! The options of both programs, one row each: names, value, where it exists, what it does, help.
+
+use super::{Family, Mode, Program, Typed, Verbosity, values};
+use crate::flow::Protocol;
+
+/// What an option does.
+#[derive(Clone, Copy)]
+pub(super) enum Action {
+    /// Takes no value.
+    Flag(fn(&mut Typed)),
+    /// Takes a value of this name, which is text.
+    Text(&'static str, fn(&mut Typed, &str) -> Result<(), String>),
+    /// Takes a value of this name, which is a path: any bytes.
+    Path(&'static str, fn(&mut Typed, &std::path::Path) -> Result<(), String>),
+    /// Prints something and ends the program.
+    Print(fn(Program) -> String),
+    /// Known by name (and the name of its value), to be refused with a better line than an
+    /// unknown one.
+    Later(Option<&'static str>),
+}
+
+/// One option.
+pub(super) struct Opt {
+    pub(super) short: Option<char>,
+    pub(super) long: &'static str,
+    pub(super) aliases: &'static [&'static str],
+    pub(super) action: Action,
+    modes: u8,
+    pub(super) help: &'static str,
+}
+
+/// The option that chooses the link, and with it the mode.
+pub(super) const VHOST_USER: &str = "vhost-user";
+
+const PASST: u8 = 1;
+const VU: u8 = 2;
+const PASTA: u8 = 4;
+const VM: u8 = PASST | VU;
+const ANY: u8 = PASST | VU | PASTA;
+
+const fn bit(mode: Mode) -> u8 {
+    match mode {
+        Mode::Passt => PASST,
+        Mode::VhostUser => VU,
+        Mode::Pasta => PASTA,
+    }
+}
+
+impl Opt {
+    /// Whether the option exists in `mode`.
+    pub(super) const fn exists_in(&self, mode: Mode) -> bool {
+        self.modes & bit(mode) != 0
+    }
+
+    /// The mode that has the option, in words.
+    pub(super) const fn owner(&self) -> &'static str {
+        match self.modes {
+            VU => "vhost-user",
+            PASTA => "pasta",
+            _ => "passt",
+        }
+    }
+
+    /// Whether the option does something today.
+    pub(super) const fn supported(&self) -> bool {
+        !matches!(self.action, Action::Later(_))
+    }
+
+    /// The name of the option's value, if it takes one.
+    pub(super) const fn value(&self) -> Option<&'static str> {
+        match self.action {
+            Action::Text(name, _) | Action::Path(name, _) => Some(name),
+            Action::Later(name) => name,
+            Action::Flag(_) | Action::Print(_) => None,
+        }
+    }
+
+    const fn new(
+        modes: u8,
+        short: Option<char>,
+        long: &'static str,
+        action: Action,
+        help: &'static str,
+    ) -> Self {
+        Self { short, long, aliases: &[], action, modes, help }
+    }
+
+    const fn aliases(self, aliases: &'static [&'static str]) -> Self {
+        Self { aliases, ..self }
+    }
+}
+
+use Action::{Flag, Later, Path, Print, Text};
+
+/// All options.
+pub(super) fn options() -> impl Iterator<Item = &'static Opt> {
+    GROUPS.iter().flat_map(|(_, options)| options.iter())
+}
+
+/// All options, under the headings of the help text.
+pub(super) const GROUPS: &[(&str, &[Opt])] = &[
+    ("General", GENERAL),
+    ("Virtual machine", MACHINE),
+    ("Addresses and routes", ADDRESSES),
+    ("Names", NAMES),
+    ("Protocols and services", SERVICES),
+    ("Port forwarding", PORTS),
+    ("Namespace", NAMESPACE),
+];
+
+const GENERAL: &[Opt] = &[
+    Opt::new(ANY, Some('h'), "help", Print(super::help), "Show this text and exit"),
+    Opt::new(ANY, None, "version", Print(super::version), "Show the version and exit"),
+    Opt::new(
+        ANY,
+        Some('d'),
+        "debug",
+        Flag(|t| t.verbosity = Verbosity::Debug),
+        "Log everything to standard error, not to the system log",
+    ),
+    Opt::new(
+        ANY,
+        None,
+        "trace",
+        Flag(|t| t.verbosity = Verbosity::Trace),
+        "As --debug, and a line for every packet",
+    ),
+    Opt::new(
+        ANY,
+        Some('q'),
+        "quiet",
+        Flag(|t| t.verbosity = Verbosity::Quiet),
+        "Log only warnings and errors",
+    ),
+    Opt::new(
+        ANY,
+        Some('f'),
+        "foreground",
+        Flag(|t| t.foreground = true),
+        "Don't go to background once ready",
+    ),
+    Opt::new(
+        ANY,
+        Some('e'),
+        "stderr",
+        Flag(|t| t.warnings.push("--stderr is deprecated and does nothing".to_owned())),
+        "Deprecated, does nothing",
+    ),
+    Opt::new(
+        ANY,
+        Some('l'),
+        "log-file",
+        Path("PATH", |t, v| values::path(&mut t.log_file, "log file", v)),
+        "Log to a file, not to the system log",
+    ),
+    Opt::new(
+        ANY,
+        None,
+        "log-size",
+        Text("BYTES", values::log_size),
+        "Size that the log file never exceeds (default: 1048576)",
+    ),
+    Opt::new(
+        ANY,
+        None,
+        "runas",
+        Text("USER[:GROUP]", values::runas),
+        "Whom to become when started as root, names or numbers (default: nobody)",
+    ),
+    Opt::new(
+        ANY,
+        Some('p'),
+        "pcap",
+        Path("PATH", |t, v| values::path(&mut t.pcap, "capture file", v)),
+        "Capture the guest's frames to a file, in pcap format",
+    ),
+    Opt::new(
+        ANY,
+        Some('P'),
+        "pid",
+        Path("PATH", |t, v| values::path(&mut t.pid, "PID file", v)),
+        "Write the process's number to a file",
+    ),
+    Opt::new(ANY, None, "stats", Later(Some("DELAY")), "Print counters every DELAY seconds"),
+    Opt::new(ANY, Some('c'), "conf-path", Later(Some("PATH")), "Socket for run-time updates"),
+    Opt::new(ANY, None, "chroot-fallback", Later(None), "chroot() where pivot_root() fails"),
+];
+
+const MACHINE: &[Opt] = &[
+    Opt::new(
+        ANY,
+        None,
+        VHOST_USER,
+        Flag(|_| ()), // read before all others: it chooses the mode
+        "Be a vhost-user back-end",
+    ),
+    Opt::new(
+        VM,
+        Some('s'),
+        "socket",
+        Path("PATH", values::socket),
+        "Socket to listen on (default: first free /tmp/passt_N.socket)",
+    )
+    .aliases(&["socket-path"]),
+    Opt::new(
+        ANY,
+        Some('F'),
+        "fd",
+        Text("FD", values::fd),
+        "Use an open and connected descriptor instead; implies --one-off",
+    ),
+    Opt::new(
+        VM,
+        Some('1'),
+        "one-off",
+        Flag(|t| t.one_off = true),
+        "Exit when the first client goes away",
+    ),
+    Opt::new(
+        ANY,
+        None,
+        "print-capabilities",
+        Print(super::capabilities),
+        "Print the back-end's capabilities as JSON and exit",
+    ),
+    Opt::new(
+        ANY,
+        None,
+        "repair-path",
+        Path("PATH|none", values::repair_path),
+        "Socket of the helper for migration; only 'none' so far",
+    ),
+    Opt::new(VU, None, "migrate-exit", Later(None), "Exit after migration"),
+    Opt::new(VU, None, "migrate-no-linger", Later(None), "Don't linger after migration"),
+];
+
+const ADDRESSES: &[Opt] = &[
+    Opt::new(
+        ANY,
+        Some('m'),
+        "mtu",
+        Text("MTU", values::mtu),
+        "MTU to advertise, 0 for none (default: 65520)",
+    ),
+    Opt::new(
+        ANY,
+        Some('a'),
+        "address",
+        Text("ADDR[/LEN]", values::guest_address),
+        "The guest's address, once per IP version (default: the host's)",
+    ),
+    Opt::new(
+        ANY,
+        Some('n'),
+        "netmask",
+        Text("MASK", values::netmask),
+        "IPv4 netmask, dotted or as a length (default: the host's)",
+    ),
+    Opt::new(
+        ANY,
+        Some('M'),
+        "mac-addr",
+        Text("MAC", values::mac),
+        "Our MAC address (default: 9a:55:9a:55:9a:55)",
+    ),
+    Opt::new(
+        ANY,
+        Some('g'),
+        "gateway",
+        Text("ADDR", values::gateway),
+        "Default gateway, once per IP version (default: the host's)",
+    ),
+    Opt::new(
+        ANY,
+        Some('i'),
+        "interface",
+        Text("NAME", values::interface),
+        "Interface to take addresses and routes from",
+    ),
+    Opt::new(
+        ANY,
+        Some('o'),
+        "outbound",
+        Text("ADDR", values::outbound),
+        "Source address towards the outside, once per IP version",
+    ),
+    Opt::new(ANY, None, "outbound-if4", Later(Some("NAME")), "IPv4 interface to the outside"),
+    Opt::new(ANY, None, "outbound-if6", Later(Some("NAME")), "IPv6 interface to the outside"),
+    Opt::new(
+        ANY,
+        None,
+        "map-host-loopback",
+        Text("ADDR|none", values::map_host_loopback),
+        "The guest's name for the host's loopback address (default: the gateway)",
+    ),
+    Opt::new(
+        ANY,
+        None,
+        "map-guest-addr",
+        Text("ADDR|none", values::map_guest_addr),
+        "The guest's name for its own address on the host (default: none)",
+    ),
+    Opt::new(
+        ANY,
+        None,
+        "no-map-gw",
+        Flag(|t| t.no_map_gw = true),
+        "The gateway doesn't stand for the host",
+    ),
+    Opt::new(ANY, Some('4'), "ipv4-only", Flag(|t| t.only = Some(Family::V4)), "Disable IPv6"),
+    Opt::new(ANY, Some('6'), "ipv6-only", Flag(|t| t.only = Some(Family::V6)), "Disable IPv4"),
+];
+
+const NAMES: &[Opt] = &[
+    Opt::new(
+        ANY,
+        Some('D'),
+        "dns",
+        Text("ADDR|none", values::dns),
+        "Resolver for the guest, may be repeated (default: from resolv.conf)",
+    ),
+    Opt::new(
+        ANY,
+        None,
+        "dns-forward",
+        Text("ADDR", values::dns_forward),
+        "Address at which the guest finds the host's resolver",
+    ),
+    Opt::new(
+        ANY,
+        None,
+        "dns-host",
+        Text("ADDR", values::dns_host),
+        "The host's resolver for --dns-forward (default: first of resolv.conf)",
+    ),
+    Opt::new(
+        ANY,
+        Some('S'),
+        "search",
+        Text("NAME|none", values::search),
+        "Search domain for the guest, may be repeated (default: from resolv.conf)",
+    ),
+    Opt::new(ANY, Some('H'), "hostname", Text("NAME", values::hostname), "The guest's host name"),
+    Opt::new(
+        ANY,
+        None,
+        "fqdn",
+        Text("NAME", values::fqdn),
+        "The guest's fully qualified domain name",
+    ),
+    Opt::new(VM, None, "no-dhcp-dns", Flag(|t| t.no_dhcp_dns = true), "Don't hand out resolvers"),
+    Opt::new(
+        VM,
+        None,
+        "no-dhcp-search",
+        Flag(|t| t.no_dhcp_search = true),
+        "Don't hand out search domains",
+    ),
+    Opt::new(PASTA, None, "dhcp-dns", Later(None), "Hand out resolvers"),
+    Opt::new(PASTA, None, "dhcp-search", Later(None), "Hand out search domains"),
+];
+
+const SERVICES: &[Opt] = &[
+    Opt::new(ANY, None, "no-tcp", Flag(|t| t.no_tcp = true), "Disable TCP"),
+    Opt::new(ANY, None, "no-udp", Flag(|t| t.no_udp = true), "Disable UDP"),
+    Opt::new(ANY, None, "no-icmp", Flag(|t| t.no_icmp = true), "Disable ICMP, ICMPv6 and NDP"),
+    Opt::new(ANY, None, "no-dhcp", Flag(|t| t.no_dhcp = true), "Disable the DHCP server"),
+    Opt::new(ANY, None, "no-dhcpv6", Flag(|t| t.no_dhcpv6 = true), "Disable the DHCPv6 server"),
+    Opt::new(
+        ANY,
+        None,
+        "no-ndp",
+        Flag(|t| t.no_ndp = true),
+        "Disable answers to neighbour and router solicitations",
+    ),
+    Opt::new(ANY, None, "no-ra", Flag(|t| t.no_ra = true), "Disable router advertisements"),
+    Opt::new(ANY, None, "freebind", Later(None), "Listen on addresses that nobody has yet"),
+];
+
+const PORTS: &[Opt] = &[
+    Opt::new(
+        ANY,
+        Some('t'),
+        "tcp-ports",
+        Text("SPEC", |t, v| {
+            t.ports.push((Protocol::Tcp, v.to_owned()));
+            Ok(())
+        }),
+        "TCP ports to forward to the guest, may be repeated (default: none): 'none', 'all', or \
+         [ADDR][%IFNAME/]PORT[-PORT][:[TARGET/]PORT[-PORT]], with commas, and ~PORT to leave out",
+    ),
+    Opt::new(
+        ANY,
+        Some('u'),
+        "udp-ports",
+        Text("SPEC", |t, v| {
+            t.ports.push((Protocol::Udp, v.to_owned()));
+            Ok(())
+        }),
+        "UDP ports to forward to the guest, as for --tcp-ports",
+    ),
+    Opt::new(PASTA, Some('T'), "tcp-ns", Later(Some("SPEC")), "TCP ports to forward to the host"),
+    Opt::new(PASTA, Some('U'), "udp-ns", Later(Some("SPEC")), "UDP ports to forward to the host"),
+];
+
+const NAMESPACE: &[Opt] = &[
+    Opt::new(PASTA, Some('I'), "ns-ifname", Later(Some("NAME")), "Name of the interface inside"),
+    Opt::new(PASTA, None, "userns", Later(Some("PATH")), "User namespace to join"),
+    Opt::new(PASTA, None, "netns", Later(Some("PATH|NAME")), "Network namespace to join"),
+    Opt::new(PASTA, None, "netns-only", Later(None), "Neither join nor create a user namespace"),
+    Opt::new(PASTA, None, "no-netns-quit", Later(None), "Stay when the namespace disappears"),
+    Opt::new(PASTA, None, "config-net", Later(None), "Configure the interface inside"),
+    Opt::new(PASTA, None, "no-copy-routes", Later(None), "Don't copy routes"),
+    Opt::new(PASTA, None, "no-copy-addrs", Later(None), "Don't copy addresses"),
+    Opt::new(PASTA, None, "ns-mac-addr", Later(Some("MAC")), "MAC address inside"),
+    Opt::new(PASTA, None, "host-lo-to-ns-lo", Later(None), "Loopback stays loopback inside"),
+    Opt::new(PASTA, None, "no-splice", Later(None), "No direct path for local connections"),
+    Opt::new(PASTA, None, "splice-only", Later(None), "Only the path for local connections"),
+];
