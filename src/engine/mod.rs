@@ -1,1 +1,283 @@
-//! To come.
+//! The engine: acts on what the machines decide.
+//!
+//! It takes frames from a [`Source`], finds their flows, asks the machine of the flow, and does
+//! what the verdict says with the [`Host`]'s sockets and the [`Sink`]. It is generic over both
+//! seams and imports no implementation of either; it holds no clock and no randomness (both come
+//! in as arguments) and does not wait. Everything a guest, a peer or a host may refuse ends as a
+//! count in [`counters`], a reset or an ICMP error, never as a panic or a blocked loop.
+//!
+//! One [`Engine`] belongs to one worker. The worker calls, per wake-up:
+//! [`Engine::ingress`] while the link has frames, [`Engine::on_socket`] per ready socket,
+//! [`Engine::on_room`] when the guest gave buffers, [`Engine::on_deadlines`], then
+//! [`Engine::run_ready`] and one [`Sink::flush`].
+
+pub mod counters;
+pub mod headers;
+mod ingress;
+pub mod packet;
+pub mod staging;
+mod tcp;
+
+use crate::config::guest::{GuestView, Translation};
+use crate::config::ports::Rule;
+use crate::flow::deadline::Deadlines;
+use crate::flow::forward::Observed;
+use crate::flow::table::FlowHasher;
+use crate::flow::{FlowId, FlowKey};
+use crate::host::Host;
+use crate::link::{Refused, Sink, Slot, Source};
+use crate::time::Instant;
+use crate::token::{Readiness, Token};
+use crate::wire::MacAddr;
+use counters::{DropReason, Drops};
+use headers::Addresses;
+use std::collections::VecDeque;
+use std::io;
+
+/// What the engine is told at start. Immutable.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What the guest shall see.
+    pub view: GuestView,
+    /// How addresses translate.
+    pub translation: Translation,
+    /// Forwarding rules; listeners name them by index.
+    pub rules: Vec<Rule>,
+    /// Which protocols are carried.
+    pub protocols: Protocols,
+    /// Flows of each protocol that are kept at most.
+    pub max_flows: usize,
+    /// Key of the flow hash: 128 bits that nobody outside knows.
+    pub hash_key: [u8; 16],
+}
+
+/// Which transport protocols are carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Protocols {
+    /// TCP.
+    pub tcp: bool,
+    /// UDP.
+    pub udp: bool,
+    /// ICMP and ICMPv6 echo.
+    pub icmp: bool,
+}
+
+/// Someone who has booked a wake-up, or waits for a turn or for room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Owner {
+    /// A TCP flow.
+    Tcp(FlowId),
+    /// The next unsolicited router advertisement.
+    RouterAdvertisement,
+}
+
+/// What the parts of the engine share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) settings: Settings,
+    pub(crate) hasher: FlowHasher,
+    /// The guest's Ethernet address: that of its last frame, everyone's before the first.
+    pub(crate) guest_mac: MacAddr,
+    pub(crate) observed: Observed,
+    pub(crate) deadlines: Deadlines<Owner>,
+    /// Who waits for room towards the guest, in order of arrival.
+    waiting: VecDeque<Owner>,
+    /// Who has used up its share of this turn and has more to do.
+    ready: VecDeque<Owner>,
+    pub(crate) drops: Drops,
+}
+
+impl Shared {
+    /// Ethernet and IP addresses of frames of `key` towards the guest.
+    pub(crate) fn to_guest(&self, key: &FlowKey) -> Addresses {
+        let label = if key.guest.is_ipv4() { 0 } else { self.hasher.flow_label(key) };
+        Addresses::to_guest(key, self.settings.view.our_mac, self.guest_mac, label)
+    }
+
+    pub(crate) fn drop(&mut self, reason: DropReason) {
+        self.drops.count(reason);
+    }
+
+    /// `owner` has more to do than its share of a turn.
+    pub(crate) fn make_ready(&mut self, owner: Owner) {
+        self.ready.push_back(owner);
+    }
+
+    /// `owner` goes on when the guest gives room. The caller keeps the owner from being added twice.
+    pub(crate) fn wait_for_room(&mut self, owner: Owner) {
+        self.waiting.push_back(owner);
+    }
+}
+
+/// Everything a handler may use, for the length of one call.
+pub(crate) struct Ctx<'a, H, K> {
+    pub(crate) host: &'a mut H,
+    pub(crate) sink: &'a mut K,
+    pub(crate) shared: &'a mut Shared,
+    pub(crate) now: Instant,
+}
+
+impl<H, K: Sink> Ctx<'_, H, K> {
+    /// Sends a complete small frame that may be lost: a service's reply, a reset without a flow.
+    pub(crate) fn send_frame(&mut self, frame: &[u8]) {
+        match self.reserve(frame.len()) {
+            Ok(slot) => {
+                self.sink.write(&slot, 0, frame);
+                self.sink.commit(slot, frame.len(), crate::link::Offload::default());
+            }
+            Err(Refused::TooLarge) => self.shared.drop(DropReason::TooLarge),
+            Err(_) => self.shared.drop(DropReason::NoRoom),
+        }
+    }
+
+    pub(crate) fn reserve(&mut self, len: usize) -> Result<Slot, Refused> {
+        self.sink.reserve(len)
+    }
+}
+
+/// The engine of one worker.
+#[derive(Debug)]
+pub struct Engine<H: Host> {
+    host: H,
+    shared: Shared,
+    tcp: tcp::Tcp<H::Stream>,
+    ra_timer: ingress::RaTimer,
+}
+
+impl<H: Host> Engine<H> {
+    /// An engine without flows.
+    pub fn new(host: H, settings: Settings, now: Instant) -> Self {
+        let hasher = FlowHasher::new(settings.hash_key);
+        let observed = Observed::new(&settings.view);
+        let tcp = tcp::Tcp::new(settings.max_flows, hasher);
+        let ra_timer = ingress::RaTimer::new(hasher);
+        let shared = Shared {
+            settings,
+            hasher,
+            guest_mac: MacAddr::BROADCAST,
+            observed,
+            deadlines: Deadlines::default(),
+            waiting: VecDeque::new(),
+            ready: VecDeque::new(),
+            drops: Drops::default(),
+        };
+        let mut engine = Self { host, shared, tcp, ra_timer };
+        engine.ra_timer.book(&mut engine.shared, now);
+        engine
+    }
+
+    /// The host's sockets.
+    pub const fn host_mut(&mut self) -> &mut H {
+        &mut self.host
+    }
+
+    /// How often what was dropped.
+    pub const fn drops(&self) -> &Drops {
+        &self.shared.drops
+    }
+
+    /// How many TCP flows there are.
+    pub fn tcp_flows(&self) -> usize {
+        self.tcp.len()
+    }
+
+    /// When [`Engine::on_deadlines`] wants to be called.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.shared.deadlines.next()
+    }
+
+    /// Whether [`Engine::run_ready`] has something to do.
+    pub fn has_ready(&self) -> bool {
+        !self.shared.ready.is_empty()
+    }
+
+    fn ctx<'a, K>(
+        host: &'a mut H,
+        shared: &'a mut Shared,
+        sink: &'a mut K,
+        now: Instant,
+    ) -> Ctx<'a, H, K> {
+        Ctx { host, sink, shared, now }
+    }
+
+    /// Takes one batch of frames from the guest and acts on it; returns how many there were. 0
+    /// means that an event of the link's will tell of the next.
+    ///
+    /// # Errors
+    /// Those of [`Source::receive`].
+    pub fn ingress<S: Source, K: Sink>(
+        &mut self,
+        source: &mut S,
+        sink: &mut K,
+        now: Instant,
+    ) -> io::Result<usize> {
+        let frames = source.receive()?;
+        if frames > 0 {
+            let mut ctx = Self::ctx(&mut self.host, &mut self.shared, sink, now);
+            for index in 0..frames {
+                ingress::frame(&mut ctx, &mut self.tcp, source, index);
+            }
+            self.tcp.settle_batch(&mut ctx, source);
+            source.release();
+        }
+        Ok(frames)
+    }
+
+    /// A socket that the engine watches is ready. Stale tokens do nothing.
+    pub fn on_socket<K: Sink>(
+        &mut self,
+        token: Token,
+        ready: Readiness,
+        sink: &mut K,
+        now: Instant,
+    ) {
+        let mut ctx = Self::ctx(&mut self.host, &mut self.shared, sink, now);
+        match token {
+            Token::Tcp(id) => self.tcp.on_socket(&mut ctx, id, ready),
+            Token::Listener(listener) => self.tcp.on_listener(&mut ctx, listener),
+            _ => {}
+        }
+    }
+
+    /// A guest has become able to receive: makes it show its addresses.
+    pub fn on_link_up<K: Sink>(&mut self, sink: &mut K, now: Instant) {
+        let mut ctx = Self::ctx(&mut self.host, &mut self.shared, sink, now);
+        ingress::learn_guest(&mut ctx);
+        self.on_room(sink, now);
+    }
+
+    /// The guest has given buffers: those who wait go on, in order.
+    pub fn on_room<K: Sink>(&mut self, sink: &mut K, now: Instant) {
+        for _ in 0..self.shared.waiting.len() {
+            let Some(owner) = self.shared.waiting.pop_front() else { break };
+            self.run(owner, sink, now);
+        }
+    }
+
+    /// Gives those who had more to do than their share another turn, one each.
+    pub fn run_ready<K: Sink>(&mut self, sink: &mut K, now: Instant) {
+        for _ in 0..self.shared.ready.len() {
+            let Some(owner) = self.shared.ready.pop_front() else { break };
+            self.run(owner, sink, now);
+        }
+    }
+
+    fn run<K: Sink>(&mut self, owner: Owner, sink: &mut K, now: Instant) {
+        let mut ctx = Self::ctx(&mut self.host, &mut self.shared, sink, now);
+        match owner {
+            Owner::Tcp(id) => self.tcp.resume(&mut ctx, id),
+            Owner::RouterAdvertisement => {}
+        }
+    }
+
+    /// Acts on all deadlines up to `now`.
+    pub fn on_deadlines<K: Sink>(&mut self, sink: &mut K, now: Instant) {
+        while let Some(owner) = self.shared.deadlines.pop_due(now) {
+            let mut ctx = Self::ctx(&mut self.host, &mut self.shared, sink, now);
+            match owner {
+                Owner::Tcp(id) => self.tcp.on_deadline(&mut ctx, id),
+                Owner::RouterAdvertisement => self.ra_timer.on_deadline(&mut ctx),
+            }
+        }
+    }
+}

@@ -72,6 +72,11 @@ impl<K: Copy + Ord> Deadlines<K> {
 }
 
 impl Booking {
+    /// Nothing is booked.
+    pub const fn new() -> Self {
+        Self(None)
+    }
+
     /// The wake-up has come.
     pub fn clear(&mut self) {
         self.0 = None;

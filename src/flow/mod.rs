@@ -4,6 +4,7 @@
 //! a frame or a clock.
 
 pub mod deadline;
+pub mod forward;
 pub mod table;
 
 use std::fmt;

@@ -32,6 +32,8 @@ pub struct Accepted<S> {
     pub peer: Endpoint,
     /// Our end: the address that the peer connected to.
     pub local: Endpoint,
+    /// The forwarding rule that opened the listener, by its index.
+    pub rule: usize,
 }
 
 /// What the kernel knows of a TCP socket: the parts of TCP_INFO and SO_MEMINFO that we use.

@@ -1,1 +1,29 @@
-//! To come.
+//! The event loop: the only place that waits, and the only one that reads a clock.
+//!
+//! Knows the engine, the seams and epoll; nothing of protocols or of any one link.
+
+pub mod worker;
+
+use crate::time::Instant;
+
+/// The monotonic clock.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    epoch: std::time::Instant,
+}
+
+impl Clock {
+    /// A clock that starts a second from zero, so that subtracting a little never saturates.
+    #[must_use]
+    pub fn start() -> Self {
+        Self { epoch: std::time::Instant::now() }
+    }
+
+    /// The time.
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        const HEAD_START: u64 = 1_000_000_000;
+        let nanos = self.epoch.elapsed().as_nanos();
+        Instant::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX).saturating_add(HEAD_START))
+    }
+}

@@ -1,0 +1,128 @@
+//! Staging: bytes that the guest was promised room for and the socket has not taken yet.
+//!
+//! Made on demand, freed when empty, bounded per flow by the window that the machine advertises
+//! (never more than [`PER_FLOW`] ahead) and in all by [`Budget`].
+
+use crate::span::Span;
+use std::collections::VecDeque;
+
+/// Bytes that one flow may have staged.
+pub const PER_FLOW: usize = 1 << 20;
+
+/// Bytes that all flows may have staged before windows close.
+pub const IN_ALL: usize = 64 << 20;
+
+/// How much of [`IN_ALL`] is in use.
+#[derive(Debug, Default)]
+pub struct Budget {
+    used: usize,
+}
+
+impl Budget {
+    /// Bytes that a flow with `staged` bytes may be promised room for. The nearer the limit, the
+    /// less each flow gets, so that promises to many flows at once do not overrun it.
+    pub fn room(&self, staged: usize) -> usize {
+        let free = IN_ALL.saturating_sub(self.used);
+        PER_FLOW.saturating_sub(staged).min(free / 8)
+    }
+
+    /// `n` more bytes are in use.
+    pub(super) const fn take(&mut self, n: usize) {
+        self.used = self.used.saturating_add(n);
+    }
+
+    /// `n` bytes are free again.
+    pub(super) const fn give(&mut self, n: usize) {
+        self.used = self.used.saturating_sub(n);
+    }
+
+    /// Bytes in use.
+    pub const fn used(&self) -> usize {
+        self.used
+    }
+}
+
+/// The staged bytes of one flow, in order.
+#[derive(Debug, Default)]
+pub struct Staging {
+    bytes: VecDeque<u8>,
+}
+
+impl Staging {
+    /// How many bytes there are.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Copies bytes `skip..` of `spans` behind those that are here.
+    pub fn push(&mut self, spans: &[Span<'_>], mut skip: usize, budget: &mut Budget) {
+        let mut chunk = [0; 4096];
+        for span in spans {
+            let mut rest = span.skip(skip);
+            skip = skip.saturating_sub(span.len());
+            while !rest.is_empty() {
+                let n = rest.read(0, &mut chunk);
+                self.extend(&chunk[..n], budget);
+                rest = rest.skip(n);
+            }
+        }
+    }
+
+    /// Copies `bytes` behind those that are here.
+    pub fn extend(&mut self, bytes: &[u8], budget: &mut Budget) {
+        self.bytes.extend(bytes);
+        budget.take(bytes.len());
+    }
+
+    /// The bytes, as two runs.
+    pub fn spans(&self) -> [Span<'_>; 2] {
+        let (a, b) = self.bytes.as_slices();
+        [Span::from_slice(a), Span::from_slice(b)]
+    }
+
+    /// Forgets the first `n` bytes, and the memory with the last of them.
+    pub fn consume(&mut self, n: usize, budget: &mut Budget) {
+        let n = n.min(self.bytes.len());
+        self.bytes.drain(..n);
+        budget.give(n);
+        if self.bytes.is_empty() {
+            self.bytes = VecDeque::new();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_come_out_in_order_and_memory_goes_with_the_last() {
+        let (mut staging, mut budget) = (Staging::default(), Budget::default());
+        staging.push(&[Span::from_slice(b"xxab"), Span::from_slice(b"cd")], 2, &mut budget);
+        staging.push(&[Span::from_slice(b"zz"), Span::from_slice(b"yef")], 3, &mut budget);
+        assert_eq!((staging.len(), budget.used()), (6, 6));
+        let mut out = [0; 8];
+        assert_eq!(crate::span::gather(&staging.spans(), 0, &mut out), 6);
+        assert_eq!(&out[..6], b"abcdef");
+        staging.consume(4, &mut budget);
+        assert_eq!((staging.len(), budget.used()), (2, 2));
+        staging.consume(9, &mut budget);
+        assert_eq!((staging.bytes.capacity(), budget.used()), (0, 0));
+    }
+
+    #[test]
+    fn promises_shrink_as_the_budget_fills() {
+        let mut budget = Budget::default();
+        assert_eq!(budget.room(0), PER_FLOW);
+        assert_eq!(budget.room(PER_FLOW - 7), 7);
+        budget.used = IN_ALL - 80;
+        assert_eq!(budget.room(0), 10);
+        budget.used = IN_ALL + 1;
+        assert_eq!(budget.room(0), 0);
+    }
+}

@@ -1,0 +1,138 @@
+//! New connections: from the guest by a SYN, from outside by a listener.
+
+use super::Tcp;
+use super::flow::TcpFlow;
+use crate::engine::Ctx;
+use crate::engine::counters::DropReason;
+use crate::flow::{Endpoint, FlowKey, Protocol, forward};
+use crate::host::{Accepted, Connect, Host};
+use crate::link::Sink;
+use crate::time::Duration;
+use crate::translate::tcp::{Conn, Limits, Segment};
+use crate::wire::seq::Mss;
+use std::io::ErrorKind;
+
+/// Connections taken from a listener per event, so that one cannot starve the rest.
+const ACCEPTS: usize = 64;
+
+/// How long the kernel repeats SYNs towards peers, and so we towards the guest, at most
+/// (`net.ipv4.tcp_rto_max_ms`).
+const MAX_RTO: Duration = Duration::from_secs(120);
+
+impl<S: std::fmt::Debug> Tcp<S> {
+    /// The guest's SYN opens `key`.
+    pub(super) fn open_from_guest<H: Host<Stream = S>, K: Sink>(
+        &mut self,
+        ctx: &mut Ctx<'_, H, K>,
+        key: FlowKey,
+        syn: &Segment,
+    ) -> Result<(), DropReason> {
+        if !may_connect(&key.guest) || !may_connect(&key.remote) {
+            return Err(DropReason::BadEndpoint);
+        }
+        let settings = &ctx.shared.settings;
+        let target =
+            forward::outbound(&settings.view, &settings.translation, Protocol::Tcp, key.remote)
+                .map_err(|_| DropReason::NoTarget)?;
+        let id = self.table.next_id().ok_or(DropReason::TableFull)?;
+        let (stream, connect) = match ctx.host.connect(target, id) {
+            Ok(connected) => connected,
+            Err(e) => {
+                // Out of descriptors or memory: the guest repeats its SYN, and better times come.
+                // Anything else says that there is no way: let the guest know.
+                if !matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)) {
+                    super::refuse::answer(ctx, &key, syn);
+                }
+                return Err(DropReason::NoSocket);
+            }
+        };
+        let isn = ctx.shared.hasher.isn(&key, ctx.now);
+        let conn = Conn::guest_opens(syn, isn, &limits(ctx, &key), ctx.now);
+        let flow = TcpFlow::new(conn, stream, connect);
+        let id = self.table.insert(key, flow).ok_or(DropReason::TableFull)?;
+        if connect == Connect::Done
+            && let Some((_, flow)) = self.table.get_mut(id)
+        {
+            flow.conn.on_connected(ctx.now);
+        }
+        self.advance(ctx, id);
+        Ok(())
+    }
+
+    /// Listener `listener` has connections.
+    pub(crate) fn on_listener<H: Host<Stream = S>, K: Sink>(
+        &mut self,
+        ctx: &mut Ctx<'_, H, K>,
+        listener: u32,
+    ) {
+        for _ in 0..ACCEPTS {
+            match ctx.host.accept(listener) {
+                Ok(accepted) => self.open_from_peer(ctx, accepted),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                // One connection has failed, not the listener: the next may do.
+                Err(_) => ctx.shared.drop(DropReason::Refused),
+            }
+        }
+    }
+
+    fn open_from_peer<H: Host<Stream = S>, K: Sink>(
+        &mut self,
+        ctx: &mut Ctx<'_, H, K>,
+        accepted: Accepted<S>,
+    ) {
+        let Some(key) = key_of(ctx, &accepted) else {
+            ctx.host.reset(accepted.stream);
+            return ctx.shared.drop(DropReason::Refused);
+        };
+        if self.table.is_full() || self.table.find(&key).is_some() {
+            ctx.host.reset(accepted.stream);
+            return ctx.shared.drop(DropReason::TableFull);
+        }
+        let isn = ctx.shared.hasher.isn(&key, ctx.now);
+        let conn = Conn::peer_opens(isn, &limits(ctx, &key), ctx.now);
+        let flow = TcpFlow::new(conn, accepted.stream, Connect::Done);
+        if let Some(id) = self.table.insert(key, flow) {
+            self.advance(ctx, id);
+        }
+    }
+}
+
+/// Where an accepted connection goes, as the guest will see it.
+fn key_of<H, K, S>(ctx: &Ctx<'_, H, K>, accepted: &Accepted<S>) -> Option<FlowKey> {
+    if !may_connect(&accepted.peer) {
+        return None;
+    }
+    let settings = &ctx.shared.settings;
+    let rule = settings.rules.get(accepted.rule)?;
+    forward::inbound(
+        &settings.view,
+        &settings.translation,
+        &ctx.shared.observed,
+        rule,
+        accepted.peer,
+        accepted.local,
+    )
+    .ok()
+}
+
+/// Whether a TCP connection may have this end (`data-plane` 3.3).
+fn may_connect(end: &Endpoint) -> bool {
+    let broadcast = matches!(end.addr, std::net::IpAddr::V4(a) if a.is_broadcast());
+    end.port != 0 && !end.addr.is_unspecified() && !end.addr.is_multicast() && !broadcast
+}
+
+/// What connections of this family and link may use.
+fn limits<H, K>(ctx: &Ctx<'_, H, K>, key: &FlowKey) -> Limits {
+    let mtu = ctx.shared.settings.view.mtu.unwrap_or(1500);
+    let (headers, max) = if key.guest.is_ipv4() { (40, 65_492) } else { (60, 65_472) };
+    let mss = mtu.saturating_sub(headers).max(Mss::DEFAULT.0);
+    // What an assigned MTU allows is all that a guest can take, whatever it announces.
+    let max_send = if ctx.shared.settings.view.mtu.is_some() { mss } else { max };
+    Limits {
+        mss: Mss(mss),
+        max_send_mss: Mss(max_send),
+        staging: u32::try_from(crate::engine::staging::PER_FLOW).unwrap_or(u32::MAX),
+        max_rto: MAX_RTO,
+        ..Limits::DEFAULT
+    }
+}

@@ -1,0 +1,140 @@
+//! One worker: an epoll, a link, an engine, and the loop that joins them.
+//!
+//! [`Worker::turn`] does everything that one wake-up asks for and never waits, so a test can step
+//! it; only [`Worker::run`] loops.
+
+use super::Clock;
+use crate::engine::Engine;
+use crate::host::Host;
+use crate::link::{Link, Sink};
+use crate::sys::epoll::{Epoll, Events};
+use crate::time::{Duration, Instant};
+use crate::token::{Readiness, Token};
+use std::io;
+use std::rc::Rc;
+
+/// Events taken per wake-up.
+const EVENTS: usize = 64;
+
+/// Batches of frames taken from the link per turn, before sockets get theirs.
+const BATCHES: usize = 4;
+
+/// Why the loop ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// The one client has gone (`--one-off`).
+    ClientGone,
+    /// A signal asked for it.
+    Signal,
+}
+
+/// An event loop over one link and one engine.
+#[derive(Debug)]
+pub struct Worker<L: Link, H: Host> {
+    link: L,
+    engine: Engine<H>,
+    epoll: Rc<Epoll>,
+    clock: Clock,
+    /// The link has more frames than the last turn took.
+    frames_left: bool,
+}
+
+/// What the events of a turn have said about the link.
+#[derive(Default)]
+struct Seen {
+    frames: bool,
+    room: bool,
+    up: bool,
+}
+
+impl<L: Link, H: Host> Worker<L, H> {
+    /// A worker whose link and sockets are registered with `epoll`.
+    pub const fn new(link: L, engine: Engine<H>, epoll: Rc<Epoll>, clock: Clock) -> Self {
+        Self { link, engine, epoll, clock, frames_left: false }
+    }
+
+    /// The engine, for tests and statistics.
+    pub const fn engine(&mut self) -> &mut Engine<H> {
+        &mut self.engine
+    }
+
+    /// Runs until there is a reason to end.
+    ///
+    /// # Errors
+    /// Only what makes going on impossible: epoll itself, or the link's own descriptors.
+    pub fn run(&mut self) -> io::Result<Exit> {
+        let mut events = Events::with_capacity(EVENTS);
+        loop {
+            let timeout = self.timeout(self.clock.now());
+            self.epoll.wait(&mut events, timeout)?;
+            if let Some(exit) = self.turn(events.iter(), self.clock.now())? {
+                return Ok(exit);
+            }
+        }
+    }
+
+    /// How long the next wait may last.
+    fn timeout(&self, now: Instant) -> Option<Duration> {
+        if self.frames_left || self.engine.has_ready() {
+            return Some(Duration::ZERO);
+        }
+        self.engine.next_deadline().map(|at| at.since(now))
+    }
+
+    /// Everything that one wake-up asks for. Returns a reason to end, if there is one.
+    ///
+    /// # Errors
+    /// As [`Worker::run`].
+    pub fn turn(
+        &mut self,
+        events: impl Iterator<Item = (Token, Readiness)>,
+        now: Instant,
+    ) -> io::Result<Option<Exit>> {
+        let mut seen = Seen { frames: self.frames_left, ..Seen::default() };
+        for (token, ready) in events {
+            match token {
+                Token::Link(which) => {
+                    let news = self.link.on_event(which, ready)?;
+                    if news.ended {
+                        return Ok(Some(Exit::ClientGone));
+                    }
+                    seen.frames |= news.frames;
+                    seen.room |= news.room;
+                    seen.up |= news.up;
+                }
+                Token::Signal => return Ok(Some(Exit::Signal)),
+                Token::Listener(_) | Token::Tcp(_) | Token::Udp(_) | Token::Echo(_) => {
+                    let (_, sink) = self.link.halves();
+                    self.engine.on_socket(token, ready, sink, now);
+                }
+                Token::Runtime(_) => {}
+            }
+        }
+        self.serve_link(&seen, now)?;
+        let (_, sink) = self.link.halves();
+        self.engine.on_deadlines(sink, now);
+        if self.engine.has_ready() {
+            self.engine.run_ready(sink, now);
+        }
+        sink.flush()?;
+        Ok(None)
+    }
+
+    fn serve_link(&mut self, seen: &Seen, now: Instant) -> io::Result<()> {
+        let (source, sink) = self.link.halves();
+        if seen.up {
+            self.engine.on_link_up(sink, now);
+        }
+        if seen.room {
+            self.engine.on_room(sink, now);
+        }
+        self.frames_left = seen.frames;
+        for _ in 0..BATCHES {
+            if !self.frames_left {
+                break;
+            }
+            self.frames_left = self.engine.ingress(source, sink, now)? > 0;
+        }
+        Ok(())
+    }
+}
