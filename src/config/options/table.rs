@@ -63,15 +63,15 @@ impl Opt {
 
     /// Whether the option does something today.
     pub(super) const fn supported(&self) -> bool {
-        !matches!(self.action, Action::Later(_))
+        !matches!(self.action, Later(_))
     }
 
     /// The name of the option's value, if it takes one.
     pub(super) const fn value(&self) -> Option<&'static str> {
         match self.action {
-            Action::Text(name, _) | Action::Path(name, _) => Some(name),
-            Action::Later(name) => name,
-            Action::Flag(_) | Action::Print(_) => None,
+            Text(name, _) | Path(name, _) => Some(name),
+            Later(name) => name,
+            Flag(_) | Print(_) => None,
         }
     }
 
@@ -90,7 +90,7 @@ impl Opt {
     }
 }
 
-use Action::{Flag, Later, Path, Print, Text};
+use {Flag, Later, Path, Print, Text};
 
 /// All options.
 pub(super) fn options() -> impl Iterator<Item = &'static Opt> {

@@ -321,6 +321,7 @@ fn parse_runas(text: &str) -> Option<RunAs> {
         (Some(uid), None) => Some(RunAs::Ids { uid, gid: uid }),
         (Some(uid), Some(Some(gid))) => Some(RunAs::Ids { uid, gid }),
         (Some(_), Some(None)) => None,
+        (None, _) if user.starts_with(|c: char| c.is_ascii_digit()) => None,
         (None, _) => Some(RunAs::Names { login: user.to_owned(), group: group.map(str::to_owned) }),
     }
 }
