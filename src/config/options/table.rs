@@ -90,7 +90,7 @@ impl Opt {
     }
 }
 
-use {Flag, Later, Path, Print, Text};
+use Action::{Flag, Later, Path, Print, Text};
 
 /// All options.
 pub(super) fn options() -> impl Iterator<Item = &'static Opt> {
