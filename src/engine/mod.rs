@@ -12,6 +12,7 @@
 //! [`Engine::run_ready`] and one [`Sink::flush`].
 
 pub mod counters;
+pub mod fragments;
 pub mod headers;
 mod ingress;
 pub mod packet;
