@@ -8,11 +8,12 @@ pub mod listen;
 pub mod netlink;
 pub mod sockets;
 
-use crate::flow::{Endpoint, FlowId};
+use crate::flow::{Endpoint, FlowId, Protocol};
 use crate::span::{Span, SpanMut};
 use crate::time::Duration;
 use crate::token::Interest;
 use std::io;
+use std::net::IpAddr;
 
 /// How a TCP connect began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,10 +60,8 @@ pub struct StreamInfo {
 pub trait Host {
     /// A TCP connection, closed on drop.
     type Stream: std::fmt::Debug;
-    /// A UDP socket, closed on drop.
+    /// A UDP or ping socket, closed on drop.
     type Datagram: std::fmt::Debug;
-    /// A ping socket, closed on drop.
-    type Echo: std::fmt::Debug;
 
     /// Opens a TCP connection to `to` for flow `flow`, watched for its end (writable edge). `mss`,
     /// if given, caps what the peer may send in one segment (TCP_MAXSEG).
@@ -107,4 +106,162 @@ pub trait Host {
 
     /// The pending error of the socket, cleared by asking (SO_ERROR).
     fn take_error(&mut self, stream: &Self::Stream) -> Option<io::Error>;
+
+    /// The protocol of listener `listener`; `None` when there is no such listener.
+    fn listener_protocol(&self, listener: u32) -> Option<Protocol> {
+        let _ = listener;
+        None
+    }
+
+    /// Opens a UDP socket for `flow`, connected to `remote` and watched for input. It is bound to
+    /// `local.addr` if that is specified, and to `local.port` if that is free (else to any port: a
+    /// guest's source port is a wish). Returns our end as the kernel has it.
+    fn open_udp(
+        &mut self,
+        local: Endpoint,
+        remote: Endpoint,
+        flow: FlowId,
+    ) -> io::Result<(Self::Datagram, Endpoint)> {
+        let _ = (local, remote, flow);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Opens a ping socket for `flow`, watched for input, that sends echo requests to `remote`. The
+    /// kernel sets identifier and checksum of requests; `identifier` is a wish.
+    fn open_echo(
+        &mut self,
+        remote: IpAddr,
+        identifier: u16,
+        flow: FlowId,
+    ) -> io::Result<Self::Datagram> {
+        let _ = (remote, identifier, flow);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Sends `messages`, whose payloads stand one behind the other in `spans`, with this TTL or hop
+    /// limit; returns how many were taken. A message that the kernel refuses is an error only if
+    /// it is the first; `WouldBlock` means that the socket is full.
+    fn send_messages(
+        &mut self,
+        socket: &mut Self::Datagram,
+        messages: &[Outbound],
+        spans: &[Span<'_>],
+        ttl: u8,
+    ) -> io::Result<usize> {
+        let _ = (socket, messages, spans, ttl);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Receives what fits `batch`, which is emptied first; returns how many messages came.
+    /// `WouldBlock` when there are none. With `coalesce`, runs of datagrams of equal size may come
+    /// as one message ([`Message::segment`]).
+    fn receive_messages(
+        &mut self,
+        socket: &mut Self::Datagram,
+        batch: &mut Batch,
+        coalesce: bool,
+    ) -> io::Result<usize> {
+        let _ = (socket, batch, coalesce);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// As [`Host::receive_messages`], from a UDP listener; [`Message::from`] and [`Message::to`] are
+    /// set. Returns the index of the listener's rule and how many messages came.
+    fn receive_listener(&mut self, listener: u32, batch: &mut Batch) -> io::Result<(usize, usize)> {
+        let _ = (listener, batch);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// The next entry of the socket's error queue (IP_RECVERR), with the payload that it quotes; or
+    /// its pending error (SO_ERROR) when the queue is empty. `None` when there is none.
+    fn next_error(&mut self, socket: &mut Self::Datagram) -> Option<SocketError> {
+        let _ = socket;
+        None
+    }
+}
+
+/// A message to send: so many of the spans make its payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outbound {
+    /// How many spans belong to it, of those that earlier messages have left.
+    pub spans: usize,
+    /// Set for a run of datagrams of this size, the last one shorter (UDP_SEGMENT).
+    pub segment: Option<u16>,
+}
+
+/// Received messages, each in a place of its own of one large buffer.
+#[derive(Debug)]
+pub struct Batch {
+    /// [`Batch::STRIDE`] bytes for each of [`Batch::MESSAGES`] messages.
+    pub bytes: Vec<u8>,
+    /// The messages that are there.
+    pub messages: Vec<Message>,
+}
+
+/// One received message; message *i* of a batch starts at *i* times [`Batch::STRIDE`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Bytes of payload.
+    pub len: usize,
+    /// Set when this is a run of datagrams of this size (UDP_GRO).
+    pub segment: Option<u16>,
+    /// Who sent it, as far as asked for.
+    pub from: Option<Endpoint>,
+    /// Which address of ours it was sent to, as far as asked for.
+    pub to: Option<IpAddr>,
+}
+
+impl Batch {
+    /// Messages that one call receives at most.
+    pub const MESSAGES: usize = 32;
+
+    /// Room for one message: the longest that IP can carry.
+    pub const STRIDE: usize = 1 << 16;
+
+    /// An empty batch. Its memory is only taken as messages arrive.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            bytes: vec![0; Self::MESSAGES * Self::STRIDE],
+            messages: Vec::with_capacity(Self::MESSAGES),
+        }
+    }
+
+    /// Message `index` and its payload.
+    #[must_use]
+    pub fn get(&self, index: usize) -> Option<(&Message, &[u8])> {
+        let message = self.messages.get(index)?;
+        let start = index * Self::STRIDE;
+        Some((message, self.bytes.get(start..start + message.len)?))
+    }
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// An error that the network or the kernel reports for something that was sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketError {
+    /// The error number (`errno`).
+    pub errno: i32,
+    /// The ICMP or ICMPv6 message behind it; `None` for errors of this host.
+    pub icmp: Option<IcmpCause>,
+    /// What was sent, without headers, as far as the error quotes it.
+    pub quoted: Vec<u8>,
+}
+
+/// The ICMP (for IPv4 sockets) or ICMPv6 message behind an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IcmpCause {
+    /// Who sent it.
+    pub offender: IpAddr,
+    /// Its type.
+    pub kind: u8,
+    /// Its code.
+    pub code: u8,
+    /// The MTU of "fragmentation needed" and "packet too big", else 0.
+    pub info: u32,
 }
