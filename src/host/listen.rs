@@ -1,1 +1,319 @@
-//! To come.
+//! Listening sockets: what the forwarding rules ask for, and accepting without ever spinning.
+
+use super::Accepted;
+use super::sockets::{Setup, Sockets, Stream, endpoint};
+use crate::config::ports::Rule;
+use crate::flow::Protocol;
+use crate::sys::socket::{self, Family, IntOption, Kind};
+use crate::token::{Interest, Token};
+use std::ffi::CString;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Connections that may wait to be accepted.
+const BACKLOG: libc::c_int = 128;
+
+/// Connections that one call of accept looks at: those that are gone again, and those that are
+/// refused for want of descriptors.
+const MAX_ATTEMPTS: usize = 16;
+
+/// One listening socket.
+#[derive(Debug)]
+pub struct Listener {
+    fd: OwnedFd,
+    v4: bool,
+    /// What is listened to.
+    pub listening: Listening,
+}
+
+/// What a listening socket is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listening {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The index of its rule, in the order in which the rules were given.
+    pub rule: u32,
+    /// The port it listens on.
+    pub port: u16,
+}
+
+/// A port that cannot be listened on.
+#[derive(Debug)]
+pub struct Failure {
+    listen: String,
+    protocol: &'static str,
+    port: u16,
+    reason: io::Error,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { listen, protocol, port, reason } = self;
+        write!(f, "Listen failed for HOST {protocol} port {listen}/{port}: ")?;
+        match reason.raw_os_error() {
+            Some(number) => f.write_str(nix::errno::Errno::from_raw(number).desc()),
+            None => reason.fmt(f),
+        }
+    }
+}
+
+/// What became of the rules, when none of them failed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listened {
+    /// Sockets that were opened.
+    pub sockets: usize,
+    /// What best-effort rules could not do: one line for each rule.
+    pub warnings: Vec<String>,
+}
+
+impl Sockets {
+    /// Opens the listeners of all `rules` but the scanned ones (`auto`), and watches them as
+    /// [`Token::Listener`].
+    ///
+    /// # Errors
+    /// A port of a rule that is not best-effort, or the last one tried of a best-effort rule of
+    /// which no port at all could be bound. Listeners that were opened before stay; the caller is
+    /// to give up.
+    pub fn listen(&mut self, rules: &[Rule]) -> Result<Listened, Failure> {
+        let mut listened = Listened::default();
+        for (index, rule) in rules.iter().enumerate() {
+            if rule.auto {
+                continue;
+            }
+            let shared =
+                rules.iter().enumerate().any(|(other, r)| other != index && rule.competes_with(r));
+            let (opened, failed, last) = self.listen_rule(index, rule, shared)?;
+            listened.sockets += opened;
+            if let Some(failure) = last {
+                if opened == 0 {
+                    return Err(failure);
+                }
+                listened.warnings.push(match failed {
+                    1 => failure.to_string(),
+                    n => format!("{n} ports are left out, the last one: {failure}"),
+                });
+            }
+        }
+        Ok(listened)
+    }
+
+    /// Opens the listeners of one rule: how many, how many failed, and the last failure.
+    fn listen_rule(
+        &mut self,
+        index: usize,
+        rule: &Rule,
+        shared: bool,
+    ) -> Result<(usize, usize, Option<Failure>), Failure> {
+        let (mut opened, mut failed, mut last) = (0, 0, None);
+        for port in rule.first..=rule.last {
+            match self.listen_port(index, rule, port, shared) {
+                Ok(()) => opened += 1,
+                Err(reason) => {
+                    let failure = Failure {
+                        listen: describe(rule),
+                        protocol: if rule.protocol == Protocol::Udp { "UDP" } else { "TCP" },
+                        port,
+                        reason,
+                    };
+                    if !rule.weak {
+                        return Err(failure);
+                    }
+                    failed += 1;
+                    last = Some(failure);
+                }
+            }
+        }
+        Ok((opened, failed, last))
+    }
+
+    fn listen_port(&mut self, rule: usize, spec: &Rule, port: u16, shared: bool) -> io::Result<()> {
+        let (fd, v4) = open(&self.setup, spec, port, shared)?;
+        let too_many = |_| io::ErrorKind::InvalidInput;
+        let index = u32::try_from(self.listeners.len()).map_err(too_many)?;
+        let rule = u32::try_from(rule).map_err(too_many)?;
+        let interest = Interest { readable: true, ..Interest::default() };
+        self.epoll.add(fd.as_fd(), Token::Listener(index), interest)?;
+        let listening = Listening { protocol: spec.protocol, rule, port };
+        self.listeners.push(Listener { fd, v4, listening });
+        Ok(())
+    }
+
+    /// The next connection of listener `index`. When descriptors run out, connections are taken
+    /// with the spare one and reset, so that an event always means progress; where even that is
+    /// not possible the listener is not watched until [`Sockets::feed`].
+    pub(super) fn accept_from(&mut self, index: u32) -> io::Result<Accepted<Stream>> {
+        for _ in 0..MAX_ATTEMPTS {
+            let Some(listener) = self.listeners.get(index as usize) else {
+                return Err(io::ErrorKind::NotFound.into());
+            };
+            match socket::accept(listener.fd.as_fd()) {
+                Ok((fd, peer)) => {
+                    let local = socket::local_address(fd.as_fd())?;
+                    let stream = Stream::accepted(fd, listener.v4);
+                    return Ok(Accepted { stream, peer: endpoint(peer), local: endpoint(local) });
+                }
+                Err(e) => match e.raw_os_error() {
+                    Some(libc::EMFILE | libc::ENFILE) => self.refuse(index)?,
+                    Some(libc::ENOBUFS | libc::ENOMEM) => self.starve(index)?,
+                    Some(libc::EAGAIN | libc::EBADF | libc::EINVAL | libc::ENOTSOCK) => {
+                        return Err(e);
+                    }
+                    // The others are errors of the connection, which is gone (accept(2)).
+                    _ => {}
+                },
+            }
+        }
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    /// Accepts one connection with the spare descriptor and resets it.
+    fn refuse(&mut self, index: u32) -> io::Result<()> {
+        let Some(spare) = self.spare.take() else {
+            return self.starve(index);
+        };
+        drop(spare);
+        let taken = match self.listeners.get(index as usize) {
+            Some(listener) => socket::accept(listener.fd.as_fd()),
+            None => Err(io::ErrorKind::NotFound.into()),
+        };
+        if let Ok((fd, _)) = &taken {
+            // Without it the peer sees an orderly end, which is all we can do then.
+            let _ = socket::linger_none(fd.as_fd());
+        }
+        let gone = taken.map(drop);
+        self.spare = self.epoll.as_fd().try_clone_to_owned().ok();
+        match gone {
+            Err(e) if !matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => Err(e),
+            Err(_) => self.starve(index),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Stops to watch a listener that could only fail again, and says that there is no connection.
+    fn starve(&mut self, index: u32) -> io::Result<()> {
+        if let Some(listener) = self.listeners.get(index as usize) {
+            let token = Token::Listener(index);
+            self.epoll.modify(listener.fd.as_fd(), token, Interest::default())?;
+            self.starved.push(index);
+        }
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    /// Whether there are listeners that wait for [`Sockets::feed`].
+    pub const fn is_starved(&self) -> bool {
+        !self.starved.is_empty()
+    }
+
+    /// Watches starved listeners again. To be called a while (a second) after
+    /// [`Sockets::is_starved`] has become true.
+    pub fn feed(&mut self) {
+        if self.spare.is_none() {
+            self.spare = self.epoll.as_fd().try_clone_to_owned().ok();
+        }
+        let interest = Interest { readable: true, ..Interest::default() };
+        for index in std::mem::take(&mut self.starved) {
+            let Some(listener) = self.listeners.get(index as usize) else { continue };
+            let token = Token::Listener(index);
+            if self.epoll.modify(listener.fd.as_fd(), token, interest).is_err() {
+                self.starved.push(index);
+            }
+        }
+    }
+
+    /// What listener `index` is for.
+    pub fn listening(&self, index: u32) -> Option<Listening> {
+        self.listeners.get(index as usize).map(|l| l.listening)
+    }
+}
+
+impl Listener {
+    /// The socket.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// `ADDR%IFNAME` of a rule, as users write it.
+fn describe(rule: &Rule) -> String {
+    let address = match rule.listen {
+        Some(IpAddr::V6(a)) => format!("[{a}]"),
+        Some(a) => a.to_string(),
+        None => "*".to_owned(),
+    };
+    match &rule.ifname {
+        Some(name) => format!("{address}%{name}"),
+        None => address,
+    }
+}
+
+/// The socket for one port of a rule, and whether it is of the IPv4 family.
+fn open(setup: &Setup, rule: &Rule, port: u16, shared: bool) -> io::Result<(OwnedFd, bool)> {
+    let any_v4 = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    let any_v6 = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    match rule.listen {
+        Some(addr) => open_at(setup, rule, addr, port, shared, false),
+        None if !setup.v6 => open_at(setup, rule, any_v4, port, shared, false),
+        None if !setup.v4 => open_at(setup, rule, any_v6, port, shared, false),
+        None => match open_at(setup, rule, any_v6, port, shared, true) {
+            // The kernel has no IPv6 at all.
+            Err(e) if e.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+                open_at(setup, rule, any_v4, port, shared, false)
+            }
+            other => other,
+        },
+    }
+}
+
+fn open_at(
+    setup: &Setup,
+    rule: &Rule,
+    addr: IpAddr,
+    port: u16,
+    shared: bool,
+    dual: bool,
+) -> io::Result<(OwnedFd, bool)> {
+    let family = if addr.is_ipv4() { Family::V4 } else { Family::V6 };
+    let tcp = rule.protocol == Protocol::Tcp;
+    let socket = socket::open(family, if tcp { Kind::Stream } else { Kind::Datagram })?;
+    let fd = socket.as_fd();
+    socket::set(fd, IntOption::REUSE_ADDRESS, 1)?;
+    if shared {
+        socket::set(fd, IntOption::REUSE_PORT, 1)?;
+    }
+    if family == Family::V6 {
+        socket::set(fd, IntOption::V6_ONLY, i32::from(!dual))?;
+    }
+    if setup.freebind {
+        socket::set(fd, IntOption::freebind(family), 1)?;
+    }
+    if let Some(name) = &rule.ifname {
+        let name = CString::new(name.as_str())?;
+        socket::bind_to_device(fd, &name)?;
+    }
+    if tcp {
+        // Connections inherit both, which saves two calls for each.
+        socket::set(fd, IntOption::NO_DELAY, 1)?;
+        socket::set(fd, IntOption::URGENT_INLINE, 1)?;
+    } else {
+        socket::set(fd, IntOption::packet_info(family), 1)?;
+    }
+    socket::bind(fd, &address(setup, rule, addr, port))?;
+    if tcp {
+        socket::listen(fd, BACKLOG)?;
+    }
+    Ok((socket, family == Family::V4))
+}
+
+/// The address to bind to; link-local ones belong to the rule's interface, else to the host's.
+fn address(setup: &Setup, rule: &Rule, addr: IpAddr, port: u16) -> SocketAddr {
+    match addr {
+        IpAddr::V6(a) if a.is_unicast_link_local() => {
+            let name = rule.ifname.as_ref().and_then(|name| CString::new(name.as_str()).ok());
+            let scope = name.and_then(|name| socket::interface_index(&name));
+            SocketAddr::V6(SocketAddrV6::new(a, port, 0, scope.unwrap_or(setup.scope)))
+        }
+        _ => SocketAddr::new(addr, port),
+    }
+}

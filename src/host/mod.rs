@@ -40,7 +40,8 @@ pub struct Accepted<S> {
 /// What the kernel knows of a TCP socket: the parts of TCP_INFO and SO_MEMINFO that we use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StreamInfo {
-    /// Bytes that the peer has acknowledged, SYN not counted; `None` on old kernels.
+    /// Bytes that the peer has acknowledged, our SYN not counted, our FIN counted as one; `None`
+    /// before Linux 4.1.
     pub bytes_acked: Option<u64>,
     /// The peer's window in bytes; `None` before Linux 5.4.
     pub peer_window: Option<u32>,
@@ -63,8 +64,7 @@ pub trait Host {
     /// A UDP or ping socket, closed on drop.
     type Datagram: std::fmt::Debug;
 
-    /// Opens a TCP connection to `to` for flow `flow`, watched for its end (writable edge). `mss`,
-    /// if given, caps what the peer may send in one segment (TCP_MAXSEG).
+    /// Opens a TCP connection to `to` for flow `flow`, watched for its end (writable edge).
     fn connect(&mut self, to: Endpoint, flow: FlowId) -> io::Result<(Self::Stream, Connect)>;
 
     /// How the connect ended (SO_ERROR).
@@ -80,8 +80,7 @@ pub trait Host {
     fn send(&mut self, stream: &mut Self::Stream, payload: &[Span<'_>]) -> io::Result<usize>;
 
     /// Copies received bytes behind the first `skip` ones to `room` and leaves them all in the
-    /// socket. `Ok(0)` is the end of the stream (and `room` is never empty); `WouldBlock` is
-    /// nothing new.
+    /// socket. `Ok(0)` is the end of the stream; `WouldBlock` is nothing new, or empty `room`.
     fn peek(
         &mut self,
         stream: &mut Self::Stream,

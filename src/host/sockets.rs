@@ -1,1 +1,254 @@
-//! To come.
+//! The kernel's sockets as the native side ([`super::Host`]).
+//!
+//! Options are set once, events are programmed when they change, features of the kernel are probed
+//! once ([`Features`]). Knows nothing of guests, frames or protocols' states.
+
+mod peek;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+pub use stream::Stream;
+
+use self::peek::Scratch;
+use super::listen::Listener;
+use super::{Accepted, Connect, Host, StreamInfo};
+use crate::flow::{Endpoint, FlowId};
+use crate::span::{Span, SpanMut};
+use crate::sys::epoll::Epoll;
+use crate::sys::socket::{self, Family, IntOption, Kind};
+use crate::token::Interest;
+use std::ffi::CString;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+
+/// What the command line and the host's network ask of sockets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setup {
+    /// IPv4 is switched on.
+    pub v4: bool,
+    /// IPv6 is switched on.
+    pub v6: bool,
+    /// Source address of outgoing IPv4 sockets (`--outbound`).
+    pub outbound_v4: Option<Ipv4Addr>,
+    /// Source address of outgoing IPv6 sockets (`--outbound`).
+    pub outbound_v6: Option<Ipv6Addr>,
+    /// Interface of outgoing IPv4 sockets (`--outbound-if4`).
+    pub device_v4: Option<CString>,
+    /// Interface of outgoing IPv6 sockets (`--outbound-if6`).
+    pub device_v6: Option<CString>,
+    /// Number of the interface that link-local IPv6 addresses belong to; 0 for none.
+    pub scope: u32,
+    /// Listening and UDP sockets may take addresses that the host does not have (`--freebind`).
+    pub freebind: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            v4: true,
+            v6: true,
+            outbound_v4: None,
+            outbound_v6: None,
+            device_v4: None,
+            device_v6: None,
+            scope: 0,
+            freebind: false,
+        }
+    }
+}
+
+impl Setup {
+    /// `to` for the kernel: link-local IPv6 addresses get their interface.
+    pub(super) const fn socket_addr(&self, to: Endpoint) -> SocketAddr {
+        match to.addr {
+            IpAddr::V6(a) if a.is_unicast_link_local() => {
+                SocketAddr::V6(SocketAddrV6::new(a, to.port, 0, self.scope))
+            }
+            addr => SocketAddr::new(addr, to.port),
+        }
+    }
+
+    /// Gives an outgoing socket its source address (with `port`, 0 for any) and interface.
+    /// Destinations on the loopback interface are reached from there only, so they get neither.
+    fn prepare_outgoing(&self, fd: BorrowedFd<'_>, to: Endpoint, port: u16) -> io::Result<()> {
+        let (own, device, any) = match to.addr {
+            IpAddr::V4(_) => (
+                self.outbound_v4.map(IpAddr::V4),
+                &self.device_v4,
+                IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            ),
+            IpAddr::V6(_) => (
+                self.outbound_v6.map(IpAddr::V6),
+                &self.device_v6,
+                IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            ),
+        };
+        let own = own.filter(|_| !to.addr.is_loopback());
+        if let Some(device) = device.as_deref().filter(|_| !to.addr.is_loopback()) {
+            socket::bind_to_device(fd, device)?;
+        }
+        if own.is_some() || port != 0 {
+            let own = Endpoint::new(own.unwrap_or(any), port);
+            socket::bind(fd, &self.socket_addr(own))?;
+        }
+        Ok(())
+    }
+}
+
+/// What the kernel can do; probed once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Features {
+    /// SO_PEEK_OFF works for TCP over IPv4 (Linux 6.9).
+    pub peek_offset_v4: bool,
+    /// SO_PEEK_OFF works for TCP over IPv6 (Linux 6.9).
+    pub peek_offset_v6: bool,
+}
+
+impl Features {
+    /// Asks the kernel.
+    pub fn probe() -> Self {
+        let peek_offset = |family| {
+            socket::open(family, Kind::Stream)
+                .and_then(|fd| socket::set(fd.as_fd(), IntOption::PEEK_OFFSET, 0))
+                .is_ok()
+        };
+        Self { peek_offset_v4: peek_offset(Family::V4), peek_offset_v6: peek_offset(Family::V6) }
+    }
+}
+
+/// The kernel's sockets.
+#[derive(Debug)]
+pub struct Sockets {
+    pub(super) epoll: Rc<Epoll>,
+    pub(super) setup: Setup,
+    features: Features,
+    pub(super) listeners: Vec<Listener>,
+    /// A descriptor to give up when there are no others, so that a connection can be refused.
+    pub(super) spare: Option<OwnedFd>,
+    /// Listeners that are not watched because accepting would fail again at once.
+    pub(super) starved: Vec<u32>,
+    /// Where peeks without SO_PEEK_OFF put what they are not asked for.
+    scratch: Scratch,
+}
+
+impl Sockets {
+    /// Sockets that are watched through `epoll`; probes the kernel.
+    pub fn new(epoll: Rc<Epoll>, setup: Setup) -> io::Result<Self> {
+        Self::with_features(epoll, setup, Features::probe())
+    }
+
+    /// As [`Sockets::new`], for a kernel that is said to have `features`.
+    pub fn with_features(epoll: Rc<Epoll>, setup: Setup, features: Features) -> io::Result<Self> {
+        let spare = Some(epoll.as_fd().try_clone_to_owned()?);
+        Ok(Self {
+            epoll,
+            setup,
+            features,
+            listeners: Vec::new(),
+            spare,
+            starved: Vec::new(),
+            scratch: Scratch::default(),
+        })
+    }
+
+    /// What was found out about the kernel.
+    pub const fn features(&self) -> Features {
+        self.features
+    }
+
+    const fn can_peek_at_offset(&self, v4: bool) -> bool {
+        if v4 { self.features.peek_offset_v4 } else { self.features.peek_offset_v6 }
+    }
+}
+
+/// An address of the kernel's as ours: v4-mapped ones become IPv4.
+pub(super) const fn endpoint(address: SocketAddr) -> Endpoint {
+    Endpoint::new(address.ip().to_canonical(), address.port())
+}
+
+impl Host for Sockets {
+    type Stream = Stream;
+    type Datagram = OwnedFd;
+    type Echo = OwnedFd;
+
+    fn connect(&mut self, to: Endpoint, flow: FlowId) -> io::Result<(Stream, Connect)> {
+        let address = self.setup.socket_addr(to);
+        let fd = socket::open(Family::of(&address), Kind::Stream)?;
+        socket::set(fd.as_fd(), IntOption::NO_DELAY, 1)?;
+        socket::set(fd.as_fd(), IntOption::URGENT_INLINE, 1)?;
+        self.setup.prepare_outgoing(fd.as_fd(), to, 0)?;
+        let progress = match socket::connect(fd.as_fd(), &address) {
+            Ok(()) => Connect::Done,
+            Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => Connect::InProgress,
+            Err(e) => return Err(e),
+        };
+        let mut stream = Stream::connected(fd, to.is_ipv4());
+        let interest =
+            Interest { writable: true, read_closed: true, edge: true, ..Interest::default() };
+        stream.watch(&self.epoll, flow, interest)?;
+        Ok((stream, progress))
+    }
+
+    fn connect_result(&mut self, stream: &Stream) -> io::Result<()> {
+        socket::take_error(stream.as_fd())?.map_or(Ok(()), Err)
+    }
+
+    fn accept(&mut self, listener: u32) -> io::Result<Accepted<Stream>> {
+        self.accept_from(listener)
+    }
+
+    fn watch(&mut self, stream: &mut Stream, flow: FlowId, interest: Interest) {
+        // Out of memory or watches: the next change tries again, and the flow's own deadlines
+        // end it if there is none.
+        let _ = stream.watch(&self.epoll, flow, interest);
+    }
+
+    fn send(&mut self, stream: &mut Stream, payload: &[Span<'_>]) -> io::Result<usize> {
+        socket::send(stream.as_fd(), payload)
+    }
+
+    fn peek(
+        &mut self,
+        stream: &mut Stream,
+        skip: usize,
+        room: &[SpanMut<'_>],
+    ) -> io::Result<usize> {
+        if room.iter().all(SpanMut::is_empty) {
+            // The kernel would say 0, which is the end of the stream.
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        if self.can_peek_at_offset(stream.is_ipv4()) {
+            return stream.peek_at_offset(skip, room);
+        }
+        stream.peek_behind(skip, room, &mut self.scratch)
+    }
+
+    fn discard(&mut self, stream: &mut Stream, n: usize) -> io::Result<usize> {
+        stream.discard(n)
+    }
+
+    fn shutdown(&mut self, stream: &mut Stream) -> io::Result<()> {
+        socket::shutdown_write(stream.as_fd())
+    }
+
+    fn reset(&mut self, stream: Stream) {
+        // Where this fails the close below still ends the connection, only less clearly.
+        let _ = socket::linger_none(stream.as_fd());
+    }
+
+    fn keepalive(&mut self, stream: &mut Stream) {
+        // A connection that is not probed is no worse than before.
+        let _ = socket::set(stream.as_fd(), IntOption::KEEPALIVE, 1);
+    }
+
+    fn info(&mut self, stream: &Stream) -> io::Result<StreamInfo> {
+        stream.info()
+    }
+
+    fn take_error(&mut self, stream: &Stream) -> Option<io::Error> {
+        socket::take_error(stream.as_fd()).unwrap_or_else(Some)
+    }
+}

@@ -1,0 +1,415 @@
+use super::*;
+use crate::config::ports::Rule;
+use crate::flow::Protocol;
+use crate::sys::epoll::Events;
+use crate::token::{Readiness, Token};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
+
+const FLOW: FlowId = FlowId::new(7, 3);
+const WITHOUT: Features = Features { peek_offset_v4: false, peek_offset_v6: false };
+
+fn sockets(features: Features) -> Sockets {
+    let epoll = Rc::new(Epoll::new().unwrap());
+    Sockets::with_features(epoll, Setup::default(), features).unwrap()
+}
+
+/// Waits until something happens; hangs (and the runner ends it) if nothing does.
+#[track_caller]
+fn event(host: &Sockets) -> (Token, Readiness) {
+    let mut events = Events::with_capacity(1);
+    while host.epoll.wait(&mut events, None).unwrap() == 0 {}
+    events.iter().next().unwrap()
+}
+
+/// A connection of ours and its far end.
+fn pair(host: &mut Sockets, at: &str) -> (Stream, TcpStream) {
+    let listener = TcpListener::bind(at).unwrap();
+    let to = endpoint(listener.local_addr().unwrap());
+    let (stream, progress) = host.connect(to, FLOW).unwrap();
+    if progress == Connect::InProgress {
+        let (token, ready) = event(host);
+        assert_eq!(token, Token::Tcp(FLOW));
+        assert!(ready.writable);
+    }
+    host.connect_result(&stream).unwrap();
+    (stream, listener.accept().unwrap().0)
+}
+
+fn readable(host: &mut Sockets, stream: &mut Stream) {
+    let interest = Interest { readable: true, ..Interest::default() };
+    host.watch(stream, FLOW, interest);
+    assert!(event(host).1.readable);
+}
+
+#[track_caller]
+fn peek(host: &mut Sockets, stream: &mut Stream, skip: usize, room: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; room];
+    let (a, b) = bytes.split_at_mut(room / 2);
+    let room = [SpanMut::from_slice(a), SpanMut::from_slice(b)];
+    let n = host.peek(stream, skip, &room)?;
+    bytes.truncate(n);
+    Ok(bytes)
+}
+
+/// Writes `bytes` at the far end and waits until all of them can be peeked.
+fn deliver(host: &mut Sockets, stream: &mut Stream, far: &mut TcpStream, bytes: &[u8]) {
+    far.write_all(bytes).unwrap();
+    readable(host, stream);
+}
+
+fn peeks_skips_and_discards(features: Features, at: &str) {
+    let mut host = sockets(features);
+    let (mut stream, mut far) = pair(&mut host, at);
+    let nothing = peek(&mut host, &mut stream, 0, 4).unwrap_err();
+    assert_eq!(nothing.kind(), ErrorKind::WouldBlock);
+    deliver(&mut host, &mut stream, &mut far, b"0123456789");
+    assert_eq!(peek(&mut host, &mut stream, 0, 4).unwrap(), b"0123");
+    assert_eq!(peek(&mut host, &mut stream, 4, 4).unwrap(), b"4567", "goes on");
+    assert_eq!(peek(&mut host, &mut stream, 0, 3).unwrap(), b"012", "goes back");
+    assert_eq!(peek(&mut host, &mut stream, 7, 9).unwrap(), b"789", "jumps");
+    let end = peek(&mut host, &mut stream, 10, 4).unwrap_err();
+    assert_eq!(end.kind(), ErrorKind::WouldBlock);
+    assert_eq!(host.discard(&mut stream, 4).unwrap(), 4);
+    assert_eq!(peek(&mut host, &mut stream, 6, 4).unwrap_err().kind(), ErrorKind::WouldBlock);
+    assert_eq!(peek(&mut host, &mut stream, 2, 2).unwrap(), b"67", "counts from what is left");
+    assert_eq!(host.discard(&mut stream, 100).unwrap(), 6);
+    assert_eq!(peek(&mut host, &mut stream, 0, 2).unwrap_err().kind(), ErrorKind::WouldBlock);
+    deliver(&mut host, &mut stream, &mut far, b"ab");
+    assert_eq!(peek(&mut host, &mut stream, 1, 2).unwrap(), b"b");
+    drop(far);
+    host.watch(&mut stream, FLOW, Interest { read_closed: true, ..Interest::default() });
+    assert!(event(&host).1.read_closed);
+    assert_eq!(peek(&mut host, &mut stream, 2, 2).unwrap(), b"", "the end, behind peeked bytes");
+    assert_eq!(host.discard(&mut stream, 2).unwrap(), 2);
+    assert_eq!(peek(&mut host, &mut stream, 0, 2).unwrap(), b"", "the end");
+    assert_eq!(peek(&mut host, &mut stream, 0, 0).unwrap_err().kind(), ErrorKind::WouldBlock);
+}
+
+#[test]
+fn peeking_follows_the_kernels_offset() {
+    let features = Features::probe();
+    assert!(features.peek_offset_v4 && features.peek_offset_v6, "needs Linux 6.9");
+    peeks_skips_and_discards(features, "127.0.0.1:0");
+    peeks_skips_and_discards(features, "[::1]:0");
+}
+
+#[test]
+fn peeking_works_without_an_offset_in_the_kernel() {
+    peeks_skips_and_discards(WITHOUT, "127.0.0.1:0");
+    peeks_skips_and_discards(WITHOUT, "[::1]:0");
+}
+
+#[test]
+fn without_an_offset_more_than_the_scratch_memory_is_skipped() {
+    let mut host = sockets(WITHOUT);
+    host.scratch = Scratch::of_pieces(1000);
+    let (mut stream, mut far) = pair(&mut host, "127.0.0.1:0");
+    let sent: Vec<u8> = (0..4000u32).flat_map(u32::to_be_bytes).collect();
+    far.write_all(&sent).unwrap();
+    let mut seen = Vec::new();
+    readable(&mut host, &mut stream);
+    while seen.len() < sent.len() {
+        match peek(&mut host, &mut stream, seen.len(), 700) {
+            Ok(bytes) => seen.extend(bytes),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => std::thread::yield_now(),
+            Err(e) => panic!("{e}"),
+        }
+    }
+    assert_eq!(seen, sent);
+    assert_eq!(host.scratch.len(), 1000, "scratch memory is bounded");
+    let beyond = peek(&mut host, &mut stream, 16_001, 10).unwrap_err();
+    assert_eq!(beyond.kind(), ErrorKind::WouldBlock, "and so is what can be skipped");
+}
+
+#[test]
+fn a_full_socket_takes_less_than_it_is_given() {
+    let mut host = sockets(WITHOUT);
+    let (mut stream, mut far) = pair(&mut host, "127.0.0.1:0");
+    let chunk = vec![5u8; 1 << 20];
+    let spans = [Span::from_slice(&chunk[..10]), Span::from_slice(&chunk[10..])];
+    let mut sent = 0;
+    let short = loop {
+        match host.send(&mut stream, &spans) {
+            Ok(n) => sent += n,
+            Err(e) => break e,
+        }
+        assert!(sent < 256 << 20, "never blocks");
+    };
+    assert_eq!(short.kind(), ErrorKind::WouldBlock);
+    let info = host.info(&stream).unwrap();
+    assert!(info.established && info.unacked > 0 && info.peer_mss > 0);
+    let reader = std::thread::spawn(move || {
+        let mut all = Vec::new();
+        far.read_to_end(&mut all).unwrap();
+        all.len()
+    });
+    host.watch(&mut stream, FLOW, Interest { writable: true, ..Interest::default() });
+    assert!(event(&host).1.writable);
+    host.shutdown(&mut stream).unwrap();
+    assert_eq!(reader.join().unwrap(), sent);
+    // Nothing but the FIN can be behind the data.
+    let info = host.info(&stream).unwrap();
+    let acked = info.bytes_acked.unwrap();
+    assert!(acked == sent as u64 || acked == sent as u64 + 1, "{acked} of {sent}, without SYN");
+    assert!(info.peer_window.is_some());
+}
+
+#[test]
+fn accepted_bytes_are_counted_without_a_syn() {
+    let mut host = sockets(WITHOUT);
+    let (mut stream, _far, _) = accepted(&mut host, "127.0.0.1", None);
+    assert_eq!(host.info(&stream).unwrap().bytes_acked, Some(0));
+    assert_eq!(host.send(&mut stream, &[Span::from_slice(b"abc")]).unwrap(), 3);
+    while host.info(&stream).unwrap().unacked > 0 {
+        std::thread::yield_now();
+    }
+    assert_eq!(host.info(&stream).unwrap().bytes_acked, Some(3));
+    assert_eq!(host.info(&stream).unwrap().unacked, 0);
+}
+
+#[test]
+fn a_reset_is_seen_by_the_peer() {
+    let mut host = sockets(WITHOUT);
+    let (stream, mut far) = pair(&mut host, "[::1]:0");
+    host.reset(stream);
+    let error = far.read(&mut [0; 4]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn a_drop_is_a_fin_and_a_shutdown_is_half_of_one() {
+    let mut host = sockets(WITHOUT);
+    let (mut stream, mut far) = pair(&mut host, "127.0.0.1:0");
+    host.shutdown(&mut stream).unwrap();
+    assert_eq!(far.read(&mut [0; 4]).unwrap(), 0);
+    deliver(&mut host, &mut stream, &mut far, b"still");
+    assert_eq!(peek(&mut host, &mut stream, 0, 9).unwrap(), b"still");
+    let sent = host.send(&mut stream, &[Span::from_slice(b"x")]).unwrap_err();
+    assert_eq!(sent.kind(), ErrorKind::BrokenPipe, "and no SIGPIPE");
+    let mut host = sockets(WITHOUT);
+    let (stream, mut far) = pair(&mut host, "127.0.0.1:0");
+    drop(stream);
+    assert_eq!(far.read(&mut [0; 4]).unwrap(), 0);
+}
+
+#[test]
+fn a_refused_connect_says_so() {
+    let mut host = sockets(WITHOUT);
+    let unused = TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = endpoint(unused.local_addr().unwrap());
+    drop(unused);
+    let error = match host.connect(to, FLOW) {
+        Ok((stream, _)) => {
+            assert!(event(&host).1.writable);
+            host.connect_result(&stream).unwrap_err()
+        }
+        Err(e) => e,
+    };
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+}
+
+#[test]
+fn urgent_data_stays_in_line() {
+    let mut host = sockets(Features::probe());
+    let (mut stream, far, _) = accepted(&mut host, "127.0.0.1", None);
+    nix::sys::socket::send(
+        std::os::fd::AsRawFd::as_raw_fd(&far),
+        b"abc",
+        nix::sys::socket::MsgFlags::MSG_OOB,
+    )
+    .unwrap();
+    readable(&mut host, &mut stream);
+    let mut seen = peek(&mut host, &mut stream, 0, 8).unwrap();
+    // A peek may stop at the mark.
+    if seen.len() < 3 {
+        let skip = seen.len();
+        seen.extend(peek(&mut host, &mut stream, skip, 8).unwrap());
+    }
+    assert_eq!(seen, b"abc");
+}
+
+#[test]
+fn events_are_programmed_only_when_they_change() {
+    let mut host = sockets(WITHOUT);
+    let (mut stream, mut far) = pair(&mut host, "127.0.0.1:0");
+    let edge = Interest { readable: true, edge: true, ..Interest::default() };
+    host.watch(&mut stream, FLOW, edge);
+    far.write_all(b"x").unwrap();
+    assert!(event(&host).1.readable);
+    // Programming again would repeat the edge.
+    host.watch(&mut stream, FLOW, edge);
+    let mut events = Events::with_capacity(1);
+    let none = host.epoll.wait(&mut events, Some(crate::time::Duration::ZERO)).unwrap();
+    assert_eq!(none, 0);
+    let other = FlowId::new(8, 4);
+    host.watch(&mut stream, other, edge);
+    assert_eq!(event(&host).0, Token::Tcp(other));
+}
+
+fn rule(listen: Option<&str>, port: u16) -> Rule {
+    Rule {
+        listen: listen.map(|text| text.parse().unwrap()),
+        ifname: None,
+        protocol: Protocol::Tcp,
+        first: port,
+        last: port,
+        target: None,
+        to: port,
+        weak: false,
+        auto: false,
+    }
+}
+
+/// A connection that a listener of ours at `listen` has accepted, made through address `through`.
+fn accepted(
+    host: &mut Sockets,
+    through: &str,
+    listen: Option<&str>,
+) -> (Stream, TcpStream, Accepted<()>) {
+    let listened = host.listen(&[rule(listen, 0)]).unwrap();
+    assert_eq!((listened.sockets, listened.warnings.len()), (1, 0));
+    let index = u32::try_from(host.listeners.len() - 1).unwrap();
+    let port = socket::local_address(host.listeners.last().unwrap().fd()).unwrap().port();
+    let far = TcpStream::connect((through, port)).unwrap();
+    let (token, ready) = event(host);
+    assert_eq!(token, Token::Listener(index));
+    assert!(ready.readable);
+    let Accepted { stream, peer, local } = host.accept(index).unwrap();
+    assert_eq!(host.accept(index).unwrap_err().kind(), ErrorKind::WouldBlock);
+    assert_eq!(peer, endpoint(far.local_addr().unwrap()));
+    assert_eq!(local, endpoint(far.peer_addr().unwrap()));
+    (stream, far, Accepted { stream: (), peer, local })
+}
+
+#[test]
+fn one_socket_listens_to_both_families() {
+    let mut host = sockets(WITHOUT);
+    let (_stream, _far, v4) = accepted(&mut host, "127.0.0.1", None);
+    assert!(v4.peer.is_ipv4() && v4.local.is_ipv4(), "never a mapped address");
+    let mut host = sockets(WITHOUT);
+    let (_stream, _far, v6) = accepted(&mut host, "::1", None);
+    assert!(!v6.peer.is_ipv4() && !v6.local.is_ipv4());
+    let mut host = sockets(WITHOUT);
+    host.setup.v6 = false;
+    let (stream, _far, _) = accepted(&mut host, "127.0.0.1", None);
+    assert!(stream.is_ipv4());
+    let mut host = sockets(WITHOUT);
+    host.setup.v4 = false;
+    let (_stream, far, _) = accepted(&mut host, "::1", None);
+    let port = far.peer_addr().unwrap().port();
+    TcpStream::connect(("127.0.0.1", port)).unwrap_err();
+}
+
+#[test]
+fn accepted_sockets_inherit_their_options() {
+    let mut host = sockets(WITHOUT);
+    let (stream, _far, _) = accepted(&mut host, "127.0.0.1", Some("0.0.0.0"));
+    for option in [IntOption::NO_DELAY, IntOption::URGENT_INLINE] {
+        assert_eq!(socket::get(stream.as_fd(), option).unwrap(), 1);
+    }
+    let flags = nix::fcntl::fcntl(&stream, nix::fcntl::F_GETFL).unwrap();
+    assert_ne!(flags & libc::O_NONBLOCK, 0);
+}
+
+#[test]
+fn a_port_that_is_taken_fails_in_words_or_warns() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let mut host = sockets(WITHOUT);
+    let strict = rule(Some("127.0.0.1"), port);
+    let failure = host.listen(std::slice::from_ref(&strict)).unwrap_err();
+    assert_eq!(
+        failure.to_string(),
+        format!("Listen failed for HOST TCP port 127.0.0.1/{port}: Address already in use")
+    );
+    let weak = Rule { weak: true, ..strict.clone() };
+    host.listen(std::slice::from_ref(&weak)).unwrap_err();
+    assert!(host.listeners.is_empty(), "not one port is an error also for the weak");
+    // One of the ports above is free, or the range would be hard to find on any machine.
+    let last = port.saturating_add(20);
+    let listened = host.listen(&[Rule { last, ..weak }]).unwrap();
+    assert_eq!(listened.warnings.len(), 1, "one line for a rule");
+    assert_eq!(listened.sockets, host.listeners.len());
+    assert_eq!(host.listening(0).map(|l| l.rule), Some(0));
+    let scanned = host.listen(&[Rule { auto: true, ..strict }]).unwrap();
+    assert_eq!(scanned, crate::host::listen::Listened::default());
+}
+
+#[test]
+fn the_wildcard_and_an_address_share_a_port() {
+    let mut host = sockets(WITHOUT);
+    let probe = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = probe.local_addr().unwrap().port();
+    drop(probe);
+    let rules = [rule(Some("0.0.0.0"), port), rule(Some("127.0.0.1"), port)];
+    assert_eq!(host.listen(&rules).unwrap().sockets, 2);
+    let _far = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    assert_eq!(event(&host).0, Token::Listener(1), "the more specific one wins");
+}
+
+#[test]
+fn accepting_without_descriptors_resets_the_connection_and_never_spins() {
+    // The limit is the process's: a child of its own, or others would starve too.
+    const CHILD: &str = "PASST_TEST_STARVED";
+    if std::env::var_os(CHILD).is_none() {
+        let name = "host::sockets::tests::\
+                    accepting_without_descriptors_resets_the_connection_and_never_spins";
+        let status = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--test-threads", "1"])
+            .env(CHILD, "1")
+            .status()
+            .unwrap();
+        assert!(status.success());
+        return;
+    }
+    let mut host = sockets(WITHOUT);
+    host.listen(&[rule(Some("127.0.0.1"), 0)]).unwrap();
+    let port = socket::local_address(host.listeners[0].fd()).unwrap().port();
+    let mut far: Vec<_> =
+        (0..3).map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
+    let mut hoard: Vec<_> =
+        std::iter::from_fn(|| host.epoll.as_fd().try_clone_to_owned().ok()).take(100_000).collect();
+    assert_eq!(host.accept(0).unwrap_err().kind(), ErrorKind::WouldBlock);
+    for stream in &mut far {
+        let reset = stream.read(&mut [0; 4]).unwrap_err();
+        assert_eq!(reset.kind(), ErrorKind::ConnectionReset);
+    }
+    assert!(!host.is_starved() && host.spare.is_some());
+    drop(far);
+
+    // Without even the spare one, the listener sleeps until it is fed.
+    host.spare = None;
+    hoard.extend(std::iter::from_fn(|| host.epoll.as_fd().try_clone_to_owned().ok()).take(100_000));
+    drop(hoard.pop());
+    let _far = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    assert_eq!(event(&host).0, Token::Listener(0));
+    assert_eq!(host.accept(0).unwrap_err().kind(), ErrorKind::WouldBlock);
+    assert!(host.is_starved());
+    let mut events = Events::with_capacity(1);
+    let asleep = host.epoll.wait(&mut events, Some(crate::time::Duration::ZERO)).unwrap();
+    assert_eq!(asleep, 0, "no event, no spinning");
+    hoard.clear();
+    host.feed();
+    assert_eq!(event(&host).0, Token::Listener(0));
+    host.accept(0).unwrap();
+}
+
+#[test]
+fn link_local_destinations_get_the_hosts_interface() {
+    let setup = Setup { scope: 9, ..Setup::default() };
+    let to = |text: &str| setup.socket_addr(Endpoint::new(text.parse().unwrap(), 1)).to_string();
+    assert_eq!(to("fe80::1"), "[fe80::1%9]:1");
+    assert_eq!(to("2001:db8::1"), "[2001:db8::1]:1");
+    assert_eq!(to("192.0.2.1"), "192.0.2.1:1");
+}
+
+#[test]
+fn the_outbound_address_is_not_used_towards_loopback() {
+    let mut host = sockets(WITHOUT);
+    host.setup.outbound_v4 = Some(Ipv4Addr::new(192, 0, 2, 99));
+    host.setup.device_v4 = Some(CString::new("no-such-device").unwrap());
+    drop(pair(&mut host, "127.0.0.1:0"));
+    let elsewhere = Endpoint::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 9);
+    host.connect(elsewhere, FLOW).unwrap_err();
+}
