@@ -13,7 +13,6 @@
 //!    call, or [`Sink::write`]), then [`Sink::commit`] or [`Sink::cancel`] it.
 //! 4. [`Sink::flush`] publishes all committed frames and signals the guest at most once.
 
-pub mod arena;
 pub mod capture;
 pub mod vhost;
 

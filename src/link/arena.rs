@@ -1,1 +1,0 @@
-//! A sink in one buffer per frame.

@@ -1,0 +1,5 @@
+//! What tests share: the other sides of our seams.
+#![allow(dead_code, unreachable_pub, reason = "each test uses its part of this")]
+
+pub mod driver;
+pub mod frontend;
