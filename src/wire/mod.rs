@@ -7,16 +7,21 @@
 
 pub mod arp;
 pub mod checksum;
+pub mod dhcpv4;
+pub mod dhcpv6;
+pub mod dns;
 pub mod ethernet;
 pub mod icmpv4;
 pub mod icmpv6;
 pub mod ipv4;
 pub mod ipv6;
+pub mod ndp;
 pub mod seq;
 pub mod tcp;
 pub mod udp;
 
 use std::fmt;
+use std::net::Ipv6Addr;
 
 /// An Ethernet address.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -29,6 +34,12 @@ impl MacAddr {
     /// Whether the group bit is set (multicast or broadcast).
     pub const fn is_multicast(self) -> bool {
         self.0[0] & 1 != 0
+    }
+
+    /// The group that stands for an IPv6 multicast address (RFC 2464 7).
+    pub const fn of_ipv6_multicast(group: Ipv6Addr) -> Self {
+        let [.., a, b, c, d] = group.octets();
+        Self([0x33, 0x33, a, b, c, d])
     }
 }
 
