@@ -34,7 +34,7 @@ pub struct Listening {
     /// TCP or UDP.
     pub protocol: Protocol,
     /// The index of its rule, in the order in which the rules were given.
-    pub rule: u32,
+    pub rule: usize,
     /// The port it listens on.
     pub port: u16,
 }
@@ -130,9 +130,7 @@ impl Sockets {
 
     fn listen_port(&mut self, rule: usize, spec: &Rule, port: u16, shared: bool) -> io::Result<()> {
         let (fd, v4) = open(&self.setup, spec, port, shared)?;
-        let too_many = |_| io::ErrorKind::InvalidInput;
-        let index = u32::try_from(self.listeners.len()).map_err(too_many)?;
-        let rule = u32::try_from(rule).map_err(too_many)?;
+        let index = u32::try_from(self.listeners.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
         let interest = Interest { readable: true, ..Interest::default() };
         self.epoll.add(fd.as_fd(), Token::Listener(index), interest)?;
         let listening = Listening { protocol: spec.protocol, rule, port };
@@ -152,7 +150,12 @@ impl Sockets {
                 Ok((fd, peer)) => {
                     let local = socket::local_address(fd.as_fd())?;
                     let stream = Stream::accepted(fd, listener.v4);
-                    return Ok(Accepted { stream, peer: endpoint(peer), local: endpoint(local) });
+                    return Ok(Accepted {
+                        stream,
+                        peer: endpoint(peer),
+                        local: endpoint(local),
+                        rule: listener.listening.rule,
+                    });
                 }
                 Err(e) => match e.raw_os_error() {
                     Some(libc::EMFILE | libc::ENFILE) => self.refuse(index)?,

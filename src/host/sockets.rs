@@ -172,7 +172,6 @@ pub(super) const fn endpoint(address: SocketAddr) -> Endpoint {
 impl Host for Sockets {
     type Stream = Stream;
     type Datagram = OwnedFd;
-    type Echo = OwnedFd;
 
     fn connect(&mut self, to: Endpoint, flow: FlowId) -> io::Result<(Stream, Connect)> {
         let address = self.setup.socket_addr(to);

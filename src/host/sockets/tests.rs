@@ -275,11 +275,12 @@ fn accepted(
     let (token, ready) = event(host);
     assert_eq!(token, Token::Listener(index));
     assert!(ready.readable);
-    let Accepted { stream, peer, local } = host.accept(index).unwrap();
+    let Accepted { stream, peer, local, rule } = host.accept(index).unwrap();
     assert_eq!(host.accept(index).unwrap_err().kind(), ErrorKind::WouldBlock);
     assert_eq!(peer, endpoint(far.local_addr().unwrap()));
     assert_eq!(local, endpoint(far.peer_addr().unwrap()));
-    (stream, far, Accepted { stream: (), peer, local })
+    assert_eq!(rule, 0);
+    (stream, far, Accepted { stream: (), peer, local, rule })
 }
 
 #[test]
