@@ -1,1 +1,364 @@
-//! To come.
+//! Being a well-behaved process: inherited descriptors, limits, signals, the PID file, and going
+//! to the background.
+//!
+//! In the order of start-up:
+//!
+//! 1. [`take_over`] before anything is opened.
+//! 2. [`Signals::block`] before any thread is made.
+//! 3. [`PidFile::open`] and [`Launch::prepare`] before the user is switched and the sandbox
+//!    entered, because they open files.
+//! 4. [`Launch::go`] after the sandbox was entered (a PID namespace begins with the next child)
+//!    and before the last lock.
+//! 5. [`Ready::report`] after the last lock, when everything works: only now does the starter
+//!    learn that we run, and exit status 0 means *ready*. [`Ready::fail`] otherwise.
+//!
+//! Knows processes and files; nothing of guests and networks.
+
+use crate::sys::error_text;
+use crate::sys::process::{self, Side};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+/// What the child says when it is ready; other bytes are the text of its error.
+const READY: u8 = 0;
+
+/// Most bytes of an error's text from the child.
+const MAX_MESSAGE: u64 = 16 << 10;
+
+/// Why the process could not be set up.
+#[derive(Debug)]
+pub enum Error {
+    /// The descriptor that was to be kept (`--fd`) is not open.
+    InvalidFd(RawFd),
+    /// Inherited descriptors could not be closed or filled.
+    Descriptors(io::Error),
+    /// Signals could not be set up.
+    Signals(io::Error),
+    /// The PID file could not be opened. A symbolic link is not followed (ELOOP).
+    PidFileOpen(PathBuf, io::Error),
+    /// The PID file could not be written.
+    PidFileWrite(PathBuf, io::Error),
+    /// The child could not be made.
+    Fork(io::Error),
+    /// `/dev/null` could not take the place of the standard streams.
+    Null(io::Error),
+    /// The starter ended before we did.
+    StarterGone,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InvalidFd(fd) => write!(f, "Invalid --fd: {fd}"),
+            Self::Descriptors(e) => {
+                write!(f, "Couldn't close inherited descriptors: {}", error_text(e))
+            }
+            Self::Signals(e) => write!(f, "Couldn't set up signals: {}", error_text(e)),
+            Self::PidFileOpen(path, e) => {
+                write!(f, "Couldn't open PID file {}: {}", path.display(), error_text(e))
+            }
+            Self::PidFileWrite(path, e) => {
+                write!(f, "Couldn't write PID file {}: {}", path.display(), error_text(e))
+            }
+            Self::Fork(e) => write!(f, "Couldn't go to the background: {}", error_text(e)),
+            Self::Null(e) => write!(f, "Couldn't use /dev/null: {}", error_text(e)),
+            Self::StarterGone => f.write_str("The starting process ended too early"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Makes the process our own: descriptors 0 to 2 are open, all others closed except `keep`, which
+/// is returned; writing to a closed peer raises no signal; we may open as many files as anybody
+/// lets us.
+pub fn take_over(keep: Option<RawFd>) -> Result<Option<OwnedFd>, Error> {
+    process::fill_standard_streams().map_err(Error::Descriptors)?;
+    let kept = process::take_inherited(keep).map_err(|e| match (e.raw_os_error(), keep) {
+        (Some(libc::EBADF), Some(fd)) => Error::InvalidFd(fd),
+        _ => Error::Descriptors(e),
+    })?;
+    process::ignore_sigpipe().map_err(Error::Signals)?;
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(e) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        log::warn!("can't raise the limit of open files from {soft} to {hard}: {}", e.desc());
+    }
+    Ok(kept)
+}
+
+/// The signals that end us in order: SIGTERM and SIGQUIT, as a descriptor to poll.
+#[derive(Debug)]
+pub struct Signals(SignalFd);
+
+impl Signals {
+    /// Blocks the signals for this thread and those made later. Blocked, they also reach us as
+    /// the first process of a PID namespace, where signals without a handler are discarded.
+    pub fn block() -> Result<Self, Error> {
+        let set: SigSet = [Signal::SIGTERM, Signal::SIGQUIT].into_iter().collect();
+        set.thread_block().map_err(|e| Error::Signals(e.into()))?;
+        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+        SignalFd::with_flags(&set, flags).map(Self).map_err(|e| Error::Signals(e.into()))
+    }
+
+    /// The next signal that came, if any.
+    pub fn received(&self) -> io::Result<Option<Signal>> {
+        let Some(info) = self.0.read_signal()? else { return Ok(None) };
+        let number = i32::try_from(info.ssi_signo).unwrap_or_default();
+        Ok(Signal::try_from(number).ok())
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// A PID file, open but not written yet. Dropped before it was written, it is removed again if
+/// it did not exist before.
+#[derive(Debug)]
+pub struct PidFile {
+    file: File,
+    path: PathBuf,
+    created: bool,
+}
+
+impl PidFile {
+    /// Opens and empties `path`, for the user who starts us only.
+    ///
+    /// # Errors
+    /// Whatever open(2) says; a symbolic link is not followed.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let fail = |e| Error::PidFileOpen(path.to_owned(), e);
+        let mut options = OpenOptions::new();
+        // O_NONBLOCK: a FIFO that nobody reads is an error and not a reason to wait.
+        options.write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+        let (file, created) = match options.clone().create_new(true).open(path) {
+            Ok(file) => (file, true),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                // The link itself "exists", too: without O_CREAT it is refused with ELOOP.
+                (options.truncate(true).open(path).map_err(fail)?, false)
+            }
+            Err(e) => return Err(fail(e)),
+        };
+        Ok(Self { file, path: path.to_owned(), created })
+    }
+
+    /// Writes `pid`. The file stays when we end: whoever asked for it removes it.
+    pub fn write(mut self, pid: u32) -> Result<(), Error> {
+        let text = format!("{pid}\n");
+        let written = self.file.write_all(text.as_bytes());
+        self.created &= written.is_err();
+        written.map_err(|e| Error::PidFileWrite(self.path.clone(), e))
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        if self.created {
+            // Inside the sandbox there is nothing left to remove it by; no use in saying so.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// How we shall run, prepared while files can still be opened.
+#[derive(Debug)]
+pub struct Launch {
+    pid_file: Option<PidFile>,
+    background: Option<Background>,
+}
+
+#[derive(Debug)]
+struct Background {
+    null: File,
+    starter: UnixStream,
+    daemon: UnixStream,
+}
+
+impl Launch {
+    /// Prepares to run in the background, or in the foreground.
+    pub fn prepare(background: bool, pid_file: Option<PidFile>) -> Result<Self, Error> {
+        let background = if background {
+            let null = OpenOptions::new().read(true).write(true).open("/dev/null");
+            let (starter, daemon) = UnixStream::pair().map_err(Error::Fork)?;
+            Some(Background { null: null.map_err(Error::Null)?, starter, daemon })
+        } else {
+            None
+        };
+        Ok(Self { pid_file, background })
+    }
+
+    /// Goes to the background, if that is how we shall run, and writes the PID file with our PID
+    /// as the starter sees it. Returns in the process that serves. The starting process waits for
+    /// [`Ready`] and exits: with 0 when everything works, else with 1 and the reason on standard
+    /// error.
+    pub fn go(self) -> Result<Ready, Error> {
+        let Some(background) = self.background else {
+            if let Some(file) = self.pid_file {
+                file.write(std::process::id())?;
+            }
+            return Ok(Ready(None));
+        };
+        let Background { null, starter, daemon } = background;
+        match process::fork().map_err(Error::Fork)? {
+            Side::Parent(pid) => {
+                drop(daemon);
+                process::exit_now(wait_for(pid, starter, self.pid_file))
+            }
+            Side::Child => {
+                drop(starter);
+                if let Some(mut file) = self.pid_file {
+                    file.created = false; // it is the starter's to write or remove
+                }
+                let ready = Ready(Some(daemon));
+                match become_daemon(&ready, &null) {
+                    Ok(()) => Ok(ready),
+                    // Returned, the error would be reported on a stream that may be gone.
+                    Err(error) => ready.fail(&error),
+                }
+            }
+        }
+    }
+}
+
+/// The child's part: own session, no terminal, standard streams to nowhere.
+fn become_daemon(ready: &Ready, null: &File) -> Result<(), Error> {
+    let mut pid = [0; 4];
+    if let Ready(Some(starter)) = ready {
+        let mut starter = starter;
+        starter.read_exact(&mut pid).map_err(|_| Error::StarterGone)?;
+    }
+    nix::unistd::setsid().map_err(|e| Error::Fork(e.into()))?;
+    crate::log::in_background(u32::from_ne_bytes(pid));
+    nix::unistd::dup2_stdin(null)
+        .and_then(|()| nix::unistd::dup2_stdout(null))
+        .and_then(|()| nix::unistd::dup2_stderr(null))
+        .map_err(|e| Error::Null(e.into()))
+}
+
+/// The parent's part: its exit status.
+fn wait_for(pid: u32, mut child: UnixStream, pid_file: Option<PidFile>) -> i32 {
+    if let Err(error) = pid_file.map_or(Ok(()), |file| file.write(pid)) {
+        eprintln!("{error}");
+        return 1; // and the child, not told its PID, ends
+    }
+    let mut message = Vec::new();
+    // An error shows as missing bytes below.
+    let _ = child.write_all(&pid.to_ne_bytes());
+    let _ = (&child).take(MAX_MESSAGE).read_to_end(&mut message);
+    match message.first() {
+        Some(&READY) => return 0,
+        Some(_) => eprintln!("{}", String::from_utf8_lossy(&message)),
+        None => eprintln!("{}", how_it_ended(pid)),
+    }
+    1
+}
+
+/// Says how the child `pid` ended without a word.
+fn how_it_ended(pid: u32) -> String {
+    let status = waitpid(Pid::from_raw(pid.cast_signed()), None);
+    let how = match status {
+        Ok(WaitStatus::Exited(_, code)) => format!("with status {code}"),
+        Ok(WaitStatus::Signaled(_, signal, _)) => format!("by {signal}"),
+        _ => "somehow".to_owned(),
+    };
+    format!("The background process ended {how} before it was ready")
+}
+
+/// Whom to tell that we are ready: the starting process, or nobody in the foreground.
+#[derive(Debug)]
+#[must_use = "the starter waits for the report"]
+pub struct Ready(Option<UnixStream>);
+
+impl Ready {
+    /// Everything works: the starting process exits with 0. From now on no message is waited for.
+    pub fn report(self) {
+        crate::log::started();
+        if let Some(mut starter) = self.0 {
+            // Killed meanwhile, the starter does not listen; the guest is served all the same.
+            let _ = starter.write_all(&[READY]);
+        }
+    }
+
+    /// It does not work: the starting process says why and exits with 1, as do we.
+    pub fn fail(self, why: &dyn fmt::Display) -> ! {
+        let message = format!("{why}");
+        match self.0 {
+            Some(mut starter) => {
+                let _ = starter.write_all(message.as_bytes());
+            }
+            None => eprintln!("{message}"),
+        }
+        process::exit_now(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::MetadataExt as _;
+
+    fn path(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("passt-pid-{}-{name}", std::process::id()))
+    }
+
+    #[test]
+    fn a_pid_file_is_its_owners_and_holds_one_line() {
+        let path = path("plain");
+        PidFile::open(&path).expect("opens").write(4711).expect("writes");
+        assert_eq!(fs::read_to_string(&path).expect("reads"), "4711\n");
+        assert_eq!(fs::metadata(&path).expect("exists").mode() & 0o7777, 0o600);
+        PidFile::open(&path).expect("opens again").write(8).expect("writes");
+        assert_eq!(fs::read_to_string(&path).expect("reads"), "8\n");
+        fs::remove_file(path).expect("removes");
+    }
+
+    #[test]
+    fn a_start_that_fails_leaves_no_pid_file_but_keeps_one_that_was_there() {
+        let path = path("failed");
+        drop(PidFile::open(&path).expect("opens"));
+        assert!(!path.exists());
+        fs::write(&path, "").expect("made by the starter");
+        drop(PidFile::open(&path).expect("opens"));
+        assert!(path.exists());
+        fs::remove_file(path).expect("removes");
+    }
+
+    #[test]
+    fn a_pid_file_is_not_opened_through_a_link() {
+        let (path, target) = (path("link"), path("target"));
+        fs::write(&target, "precious").expect("writes");
+        std::os::unix::fs::symlink(&target, &path).expect("links");
+        let error = PidFile::open(&path).expect_err("a link is refused").to_string();
+        assert!(error.starts_with("Couldn't open PID file /"), "{error}");
+        assert!(error.ends_with(": Too many levels of symbolic links"), "{error}");
+        assert_eq!(fs::read_to_string(&target).expect("reads"), "precious");
+        fs::remove_file(path).expect("removes");
+        fs::remove_file(target).expect("removes");
+    }
+
+    #[test]
+    fn in_the_foreground_the_pid_file_has_our_own_pid_at_once() {
+        let path = path("foreground");
+        let file = PidFile::open(&path).expect("opens");
+        let ready = Launch::prepare(false, Some(file)).expect("prepares").go().expect("goes");
+        let text = fs::read_to_string(&path).expect("reads");
+        assert_eq!(text, format!("{}\n", std::process::id()));
+        ready.report();
+        fs::remove_file(path).expect("removes");
+    }
+}

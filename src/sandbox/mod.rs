@@ -1,1 +1,221 @@
-//! To come.
+//! Taking our privileges away, in stages that are types: each stage consumes the one before it, so
+//! that their order is checked by the compiler.
+//!
+//! ```text
+//! Started ──identify──> Identified ──jail──> Jailed ──lock──> Locked
+//! ```
+//!
+//! | stage        | from here on                                   | done before, because it needs what is lost next |
+//! |--------------|------------------------------------------------|--------------------------------------------------|
+//! | [`Started`]  | only the capabilities that set-up may need     | –                                                |
+//! | [`Identified`] | not root any more, no groups                 | log, PID file, unix sockets, capture, low ports  |
+//! | [`Jailed`]   | no capabilities at all, empty root, own user, mount, IPC, UTS and (in background) PID namespace | every other file: resolv.conf, `/dev/null`, `/proc` |
+//! | [`Locked`]   | not dumpable, no new privileges, system calls filtered | sockets of other families, threads       |
+//!
+//! The network namespace stays the host's: our sockets are its sockets. A feature that the
+//! sandbox forbids does not exist; what each role may call stands in `table.rs`, with the
+//! function that needs it.
+//!
+//! All of it happens in the only thread of the process: user namespaces need that.
+
+mod capabilities;
+mod identity;
+mod mounts;
+mod seccomp;
+mod table;
+
+pub use identity::{Identity, RunAs, RunAsError};
+
+use crate::sys::error_text;
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl;
+use nix::sys::stat::{Mode, umask};
+use std::fmt;
+use std::io;
+
+/// Why a step failed. Each variant names the step.
+#[derive(Debug)]
+pub enum Error {
+    /// Reading or changing capabilities.
+    Capabilities(String),
+    /// Emptying the bounding set.
+    BoundingSet(io::Error),
+    /// Becoming another user.
+    User {
+        /// Whom we were to become.
+        identity: Identity,
+        /// What setgroups(2), setresgid(2) or setresuid(2) said.
+        source: io::Error,
+    },
+    /// Making a user namespace.
+    UserNamespace(io::Error),
+    /// Making the other namespaces.
+    Namespaces(io::Error),
+    /// Emptying the root.
+    Mount {
+        /// What was tried.
+        step: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Becoming undumpable.
+    Dumpable(io::Error),
+    /// Giving up new privileges.
+    NoNewPrivileges(io::Error),
+    /// Compiling or installing the filter of system calls.
+    Filter(String),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Capabilities(e) => write!(f, "Couldn't drop capabilities: {e}"),
+            Self::BoundingSet(e) => {
+                write!(f, "Couldn't empty the bounding set: {}", error_text(e))
+            }
+            Self::User { identity: Identity { uid, gid }, source } => {
+                write!(f, "Couldn't change to user {uid}, group {gid}: {}", error_text(source))
+            }
+            // Matched by others, word by word.
+            Self::UserNamespace(e) => {
+                write!(f, "Couldn't create user namespace: {}", error_text(e))
+            }
+            Self::Namespaces(e) => write!(f, "Couldn't create namespaces: {}", error_text(e)),
+            Self::Mount { step, source } => write!(f, "Couldn't {step}: {}", error_text(source)),
+            Self::Dumpable(e) => write!(f, "Couldn't become undumpable: {}", error_text(e)),
+            Self::NoNewPrivileges(e) => {
+                write!(f, "Couldn't give up new privileges: {}", error_text(e))
+            }
+            Self::Filter(e) => write!(f, "Couldn't filter system calls: {e}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Capabilities(_) | Self::Filter(_) => None,
+            Self::User { source, .. } | Self::Mount { source, .. } => Some(source),
+            Self::BoundingSet(e)
+            | Self::UserNamespace(e)
+            | Self::Namespaces(e)
+            | Self::Dumpable(e)
+            | Self::NoNewPrivileges(e) => Some(e),
+        }
+    }
+}
+
+/// What to do where user namespaces are forbidden, as in many containers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WithoutUserNamespace {
+    /// Refuse to start.
+    #[default]
+    Fail,
+    /// Warn once and go on with what is left: no capabilities, no new privileges, system calls
+    /// filtered, and an empty root where we may make one all the same.
+    GoOn,
+}
+
+/// How to jail.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Jail {
+    /// Begin a PID namespace with the next child: for a daemon, which forks right after.
+    pub pid_namespace: bool,
+    /// What to do where user namespaces are forbidden.
+    pub without_user_namespace: WithoutUserNamespace,
+}
+
+/// What the thread that is locked does afterwards; decides which system calls it may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The only worker of `passt --vhost-user`: guest, sockets, and the control socket.
+    VhostUser,
+}
+
+/// Set-up has begun.
+#[derive(Debug)]
+#[must_use]
+pub struct Started(());
+
+/// We are who we run as.
+#[derive(Debug)]
+#[must_use]
+pub struct Identified(());
+
+/// Capabilities and files are gone.
+#[derive(Debug)]
+#[must_use]
+pub struct Jailed(());
+
+/// Nothing is left to lose.
+#[derive(Debug)]
+pub struct Locked {
+    filtered: bool,
+}
+
+impl Started {
+    /// Drops the capabilities that not even set-up needs. To be called first.
+    pub fn begin() -> Result<Self, Error> {
+        capabilities::keep_needed()?;
+        Ok(Self(()))
+    }
+
+    /// Becomes `identity`, also where that changes nothing but supplementary groups.
+    pub fn identify(self, identity: Identity) -> Result<Identified, Error> {
+        identity.assume()?;
+        Ok(Identified(()))
+    }
+}
+
+impl Identified {
+    /// Leaves the host's files, processes and capabilities behind.
+    pub fn jail(self, jail: &Jail) -> Result<Jailed, Error> {
+        let own_user_namespace = enter_user_namespace(jail.without_user_namespace)?;
+        let mut flags =
+            CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS;
+        if jail.pid_namespace {
+            flags |= CloneFlags::CLONE_NEWPID;
+        }
+        match unshare(flags) {
+            Ok(()) => mounts::empty_root()?,
+            // Warned about already: without a user namespace only root may go on here.
+            Err(Errno::EPERM) if !own_user_namespace => {}
+            Err(e) => return Err(Error::Namespaces(e.into())),
+        }
+        // What is still made, if anything, is nobody else's business.
+        umask(Mode::from_bits_truncate(0o077));
+        capabilities::drop_all(own_user_namespace)?;
+        Ok(Jailed(()))
+    }
+}
+
+/// Makes a user namespace, in which we may do the rest; `false` when we go on without.
+fn enter_user_namespace(otherwise: WithoutUserNamespace) -> Result<bool, Error> {
+    match (unshare(CloneFlags::CLONE_NEWUSER), otherwise) {
+        (Ok(()), _) => Ok(true),
+        (Err(e), WithoutUserNamespace::GoOn) => {
+            log::warn!("No user namespace ({}): isolated by fewer means", e.desc());
+            Ok(false)
+        }
+        (Err(e), WithoutUserNamespace::Fail) => Err(Error::UserNamespace(e.into())),
+    }
+}
+
+impl Jailed {
+    /// The last lock, after the last fork: nobody may trace us or read our memory, no program can
+    /// give us privileges, and system calls that `role` does not need kill the process.
+    pub fn lock(self, role: Role) -> Result<Locked, Error> {
+        prctl::set_dumpable(false).map_err(|e| Error::Dumpable(e.into()))?;
+        prctl::set_no_new_privs().map_err(|e| Error::NoNewPrivileges(e.into()))?;
+        let filtered = seccomp::install(role)?;
+        Ok(Locked { filtered })
+    }
+}
+
+impl Locked {
+    /// Whether system calls are filtered: not on machines whose numbers we do not know.
+    pub const fn is_filtered(&self) -> bool {
+        self.filtered
+    }
+}

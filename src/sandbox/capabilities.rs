@@ -1,0 +1,56 @@
+//! Capabilities over time: few at the start, none in the end.
+
+use super::Error;
+use crate::sys::process::empty_bounding_set;
+use caps::errors::CapsError;
+use caps::{CapSet, Capability, CapsHashSet};
+
+/// What setting up may need, if we were given it: binding low ports, switching the user,
+/// namespaces and mounts where user namespaces are forbidden, and opening the starter's files.
+const NEEDED_AT_START: [Capability; 5] = [
+    Capability::CAP_NET_BIND_SERVICE,
+    Capability::CAP_SETUID,
+    Capability::CAP_SETGID,
+    Capability::CAP_SYS_ADMIN,
+    Capability::CAP_DAC_OVERRIDE,
+];
+
+fn failed(error: CapsError) -> Error {
+    Error::Capabilities(error.to_string())
+}
+
+/// Gives up what setting up does not need.
+pub(super) fn keep_needed() -> Result<(), Error> {
+    // While CAP_SETPCAP is there, if it ever was. Without it, no_new_privs makes the bounding set
+    // meaningless in the end.
+    let setpcap = caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP);
+    if setpcap.map_err(failed)? {
+        empty_bounding_set().map_err(Error::BoundingSet)?;
+    }
+    clear_inherited()?;
+    let held = caps::read(None, CapSet::Permitted).map_err(failed)?;
+    let kept: CapsHashSet = NEEDED_AT_START.into_iter().filter(|c| held.contains(c)).collect();
+    // The effective set must never leave the permitted one.
+    caps::set(None, CapSet::Effective, &kept).map_err(failed)?;
+    caps::set(None, CapSet::Permitted, &kept).map_err(failed)
+}
+
+/// Gives up everything. In a user namespace of our own we begin with all capabilities and a full
+/// bounding set again; both go.
+pub(super) fn drop_all(own_user_namespace: bool) -> Result<(), Error> {
+    if own_user_namespace {
+        empty_bounding_set().map_err(Error::BoundingSet)?;
+    }
+    clear_inherited()?;
+    caps::clear(None, CapSet::Effective).map_err(failed)?;
+    caps::clear(None, CapSet::Permitted).map_err(failed)
+}
+
+/// Leaves nothing for a program that we might start.
+fn clear_inherited() -> Result<(), Error> {
+    // Kernels before 4.3 have no ambient set to clear.
+    if caps::runtime::ambient_set_supported().is_ok() {
+        caps::clear(None, CapSet::Ambient).map_err(failed)?;
+    }
+    caps::clear(None, CapSet::Inheritable).map_err(failed)
+}

@@ -1,0 +1,36 @@
+//! An empty root.
+
+use super::Error;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::unistd::{chdir, pivot_root};
+
+/// Where the empty root is mounted before it becomes the root. It only has to exist.
+const PLACES: [&str; 3] = ["/tmp", "/run", "/dev"];
+
+fn failed(step: &'static str) -> impl Fn(nix::Error) -> Error {
+    move |e| Error::Mount { step, source: e.into() }
+}
+
+/// Replaces the root of this mount namespace by an empty, read-only file system.
+pub(super) fn empty_root() -> Result<(), Error> {
+    // Nothing we mount or detach may reach the namespace that we come from, and nothing may be
+    // bound into ours.
+    let none = None::<&str>;
+    let flags = MsFlags::MS_UNBINDABLE | MsFlags::MS_REC;
+    mount(none, "/", none, flags, none).map_err(failed("remount / unbindable"))?;
+
+    // Two inodes: the root itself and one to spare; the file system is read-only anyway.
+    let flags = MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_NOSUID | MsFlags::MS_RDONLY;
+    let options = Some("nr_inodes=2,nr_blocks=1,mode=0555");
+    let mount_at = |place: &&str| mount(none, *place, Some("tmpfs"), flags, options);
+    let mut last = nix::Error::ENOENT;
+    let place = PLACES.iter().find(|place| mount_at(place).map_err(|e| last = e).is_ok());
+    let place = place.ok_or(last).map_err(failed("mount an empty file system"))?;
+    chdir(*place).map_err(failed("enter the empty file system"))?;
+
+    // pivot_root(2): with both names the same, the old root is stacked on the new one, and one
+    // detach removes it with all that is mounted in it.
+    pivot_root(".", ".").map_err(failed("change the root"))?;
+    umount2(".", MntFlags::MNT_DETACH).map_err(failed("detach the old root"))?;
+    chdir("/").map_err(failed("enter the new root"))
+}

@@ -1,0 +1,80 @@
+//! From a table of system calls to a filter in the kernel.
+
+use super::table::{self, Condition, Entry, Op};
+use super::{Error, Role};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+use std::collections::BTreeMap;
+
+fn failed(error: impl std::fmt::Display) -> Error {
+    Error::Filter(error.to_string())
+}
+
+/// Filters the system calls of all threads of this process. Returns `false`, with a warning, on a
+/// machine whose numbers we do not know.
+pub(super) fn install(role: Role) -> Result<bool, Error> {
+    let Ok(arch) = TargetArch::try_from(std::env::consts::ARCH) else {
+        log::warn!("System calls are not filtered on {}", std::env::consts::ARCH);
+        return Ok(false);
+    };
+    let program = compile(role, arch, std::process::id())?;
+    seccompiler::apply_filter_all_threads(&program).map_err(failed)?;
+    Ok(true)
+}
+
+/// The filter for `role` in the process `own_pid`.
+fn compile(role: Role, arch: TargetArch, own_pid: u32) -> Result<BpfProgram, Error> {
+    let mut rules = BTreeMap::new();
+    for entry in table::entries(role) {
+        // No rule at all stands for "with any arguments".
+        rules.insert(entry.call, rules_of(entry)?);
+    }
+    let (call, conditions) = table::own_abort(own_pid);
+    rules.insert(call, vec![rule(&conditions)?]);
+    let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch);
+    filter.and_then(BpfProgram::try_from).map_err(failed)
+}
+
+fn rules_of(entry: &Entry) -> Result<Vec<SeccompRule>, Error> {
+    entry.when.iter().map(|conditions| rule(conditions)).collect()
+}
+
+fn rule(conditions: &[Condition]) -> Result<SeccompRule, Error> {
+    let conditions: Result<Vec<_>, _> = conditions.iter().map(condition).collect();
+    SeccompRule::new(conditions.map_err(failed)?).map_err(failed)
+}
+
+fn condition(c: &Condition) -> Result<SeccompCondition, seccompiler::BackendError> {
+    let op = match c.op {
+        Op::Equal => SeccompCmpOp::Eq,
+        Op::AtMost => SeccompCmpOp::Le,
+        Op::AtLeast => SeccompCmpOp::Ge,
+        Op::Masked(mask) => SeccompCmpOp::MaskedEq(mask.into()),
+    };
+    // Every argument that we look at is an int or holds its flags in the lower half.
+    SeccompCondition::new(c.argument, SeccompCmpArgLen::Dword, op, c.value.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn the_filter_of_each_role_compiles_for_each_machine() {
+        for arch in [TargetArch::x86_64, TargetArch::aarch64, TargetArch::riscv64] {
+            let program = compile(Role::VhostUser, arch, 1).expect("compiles");
+            assert!(program.len() > 100 && program.len() < 4096, "{}", program.len());
+        }
+    }
+
+    #[test]
+    fn no_system_call_stands_twice_in_the_table_of_a_role() {
+        let mut seen = BTreeSet::from([table::own_abort(1).0]);
+        for entry in table::entries(Role::VhostUser) {
+            assert!(seen.insert(entry.call), "system call {} stands twice", entry.call);
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! The system calls that each role may use, and who needs them.
+//!
+//! Calls of the data path are allowed with any arguments: for those the kernel remembers the
+//! verdict and does not even run the filter. Calls that can do harm are allowed with the
+//! arguments that we use. Anything else kills the process.
+//!
+//! Missing on purpose: everything that takes a path, starts a program or a thread, makes memory
+//! executable, sends a signal to others, or changes who we are.
+
+use super::Role;
+use libc::c_long;
+
+/// A condition on one argument.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Condition {
+    /// Which argument, from 0.
+    pub argument: u8,
+    /// How it is compared; its lower 32 bits only.
+    pub op: Op,
+    /// With what.
+    pub value: u32,
+}
+
+/// How an argument is compared.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Op {
+    Equal,
+    AtMost,
+    AtLeast,
+    /// Equal in the bits of the mask.
+    Masked(u32),
+}
+
+/// A system call and when it is allowed: when all conditions of one of the lists are met. No list
+/// at all: always.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry {
+    pub call: c_long,
+    pub when: &'static [&'static [Condition]],
+}
+
+const fn always(call: c_long) -> Entry {
+    Entry { call, when: &[] }
+}
+
+const fn when(call: c_long, when: &'static [&'static [Condition]]) -> Entry {
+    Entry { call, when }
+}
+
+const fn equal(argument: u8, value: i32) -> Condition {
+    Condition { argument, op: Op::Equal, value: value.cast_unsigned() }
+}
+
+const fn at_most(argument: u8, value: i32) -> Condition {
+    Condition { argument, op: Op::AtMost, value: value.cast_unsigned() }
+}
+
+const fn at_least(argument: u8, value: i32) -> Condition {
+    Condition { argument, op: Op::AtLeast, value: value.cast_unsigned() }
+}
+
+const fn masked(argument: u8, mask: i32, value: i32) -> Condition {
+    let mask = mask.cast_unsigned();
+    Condition { argument, op: Op::Masked(mask), value: value.cast_unsigned() }
+}
+
+/// The low bits of socket(2)'s type; above them stand SOCK_NONBLOCK and SOCK_CLOEXEC.
+const SOCK_TYPE_MASK: i32 = 0xf;
+
+/// What Rust and the C library need, whatever a thread does.
+const RUNTIME: &[Entry] = &[
+    // Memory: malloc grows, shrinks and trims its heap.
+    always(libc::SYS_brk),
+    always(libc::SYS_munmap),
+    always(libc::SYS_mremap),
+    always(libc::SYS_madvise),
+    // malloc, and maps of guest memory and of the migration log (link::vhost::memory): never
+    // executable.
+    when(libc::SYS_mmap, &[&[masked(2, libc::PROT_EXEC, 0)]]),
+    when(libc::SYS_mprotect, &[&[masked(2, libc::PROT_EXEC, 0)]]),
+    // Mutexes.
+    always(libc::SYS_futex),
+    always(libc::SYS_sched_yield),
+    // Keys of hash tables; initial sequence numbers.
+    always(libc::SYS_getrandom),
+    // runtime reads the clock; a call only where the vDSO has no fast one.
+    always(libc::SYS_clock_gettime),
+    // Return from a stopped or handled signal.
+    always(libc::SYS_rt_sigreturn),
+    always(libc::SYS_restart_syscall),
+    // The standard library's SIGSEGV and SIGBUS handler puts the default action back, so that we
+    // end by that very signal; abort() unblocks SIGABRT.
+    always(libc::SYS_rt_sigaction),
+    always(libc::SYS_rt_sigprocmask),
+    always(libc::SYS_getpid),
+    always(libc::SYS_gettid),
+    // process::exit: the standard library frees its signal stack first.
+    always(libc::SYS_sigaltstack),
+    always(libc::SYS_exit_group),
+    // malloc asks how many processors there are before it makes an arena for a second thread.
+    always(libc::SYS_sched_getaffinity),
+];
+
+/// What every worker needs.
+const WORKER: &[Entry] = &[
+    // runtime::poller.
+    always(libc::SYS_epoll_pwait2),
+    always(libc::SYS_epoll_pwait),
+    always(libc::SYS_epoll_ctl),
+    // Kicks and calls of the guest, signals (daemon::Signals), captures, the log.
+    always(libc::SYS_read),
+    always(libc::SYS_write),
+    always(libc::SYS_readv),
+    always(libc::SYS_writev),
+    // log: room on standard error; the standard library's own waits.
+    always(libc::SYS_ppoll),
+    #[cfg(target_arch = "x86_64")]
+    always(libc::SYS_poll),
+    // log::file cuts off the oldest lines in place.
+    always(libc::SYS_pread64),
+    always(libc::SYS_pwrite64),
+    always(libc::SYS_fallocate),
+    always(libc::SYS_ftruncate),
+    // log::file and link::vhost::memory ask how large a file is: by its descriptor, not by a path.
+    always(libc::SYS_lseek),
+    always(libc::SYS_fstat),
+    when(libc::SYS_newfstatat, &[&[masked(3, libc::AT_EMPTY_PATH, libc::AT_EMPTY_PATH)]]),
+    when(libc::SYS_statx, &[&[masked(2, libc::AT_EMPTY_PATH, libc::AT_EMPTY_PATH)]]),
+    // The data path: host::sockets, host::listen, host::netlink, link.
+    always(libc::SYS_accept4),
+    always(libc::SYS_bind),
+    always(libc::SYS_listen),
+    always(libc::SYS_connect),
+    always(libc::SYS_sendto),
+    always(libc::SYS_sendmsg),
+    always(libc::SYS_sendmmsg),
+    always(libc::SYS_recvfrom),
+    always(libc::SYS_recvmsg),
+    always(libc::SYS_recvmmsg),
+    always(libc::SYS_shutdown),
+    always(libc::SYS_close),
+    always(libc::SYS_getsockname),
+    always(libc::SYS_getpeername),
+    always(libc::SYS_getsockopt),
+    // host::sockets and host::listen: TCP, UDP and ping sockets of the internet. No raw sockets,
+    // none of other families, none of TCP's other variants (MPTCP, SMC).
+    when(
+        libc::SYS_socket,
+        &[
+            &[
+                equal(0, libc::AF_INET),
+                masked(1, SOCK_TYPE_MASK, libc::SOCK_STREAM),
+                equal(2, libc::IPPROTO_IP),
+            ],
+            &[
+                equal(0, libc::AF_INET),
+                masked(1, SOCK_TYPE_MASK, libc::SOCK_STREAM),
+                equal(2, libc::IPPROTO_TCP),
+            ],
+            &[
+                equal(0, libc::AF_INET),
+                masked(1, SOCK_TYPE_MASK, libc::SOCK_DGRAM),
+                equal(2, libc::IPPROTO_IP),
+            ],
+            &[
+                equal(0, libc::AF_INET),
+                masked(1, SOCK_TYPE_MASK, libc::SOCK_DGRAM),
+                equal(2, libc::IPPROTO_UDP),
+            ],
+            &[
+                equal(0, libc::AF_INET),
+                masked(1, SOCK_TYPE_MASK, libc::SOCK_DGRAM),
+                equal(2, libc::IPPROTO_ICMP),
+            ],
+            &[
+                equal(0, libc::AF_INET6),
+                masked(1, SOCK_TYPE_MASK, libc::SOCK_STREAM),
+                equal(2, libc::IPPROTO_IP),
+            ],
+            &[
+                equal(0, libc::AF_INET6),
+                masked(1, SOCK_TYPE_MASK, libc::SOCK_STREAM),
+                equal(2, libc::IPPROTO_TCP),
+            ],
+            &[
+                equal(0, libc::AF_INET6),
+                masked(1, SOCK_TYPE_MASK, libc::SOCK_DGRAM),
+                equal(2, libc::IPPROTO_IP),
+            ],
+            &[
+                equal(0, libc::AF_INET6),
+                masked(1, SOCK_TYPE_MASK, libc::SOCK_DGRAM),
+                equal(2, libc::IPPROTO_UDP),
+            ],
+            &[
+                equal(0, libc::AF_INET6),
+                masked(1, SOCK_TYPE_MASK, libc::SOCK_DGRAM),
+                equal(2, libc::IPPROTO_ICMPV6),
+            ],
+        ],
+    ),
+    // Options of those sockets, without those that load programs or modules into the kernel or
+    // belong to packet filters and routing daemons.
+    when(
+        libc::SYS_setsockopt,
+        &[
+            // All but SO_ATTACH_FILTER (26) and SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_* (50 to 52).
+            &[equal(1, libc::SOL_SOCKET), at_most(2, libc::SO_ATTACH_FILTER - 1)],
+            &[
+                equal(1, libc::SOL_SOCKET),
+                at_least(2, libc::SO_ATTACH_FILTER + 1),
+                at_most(2, libc::SO_ATTACH_BPF - 1),
+            ],
+            &[equal(1, libc::SOL_SOCKET), at_least(2, libc::SO_ATTACH_REUSEPORT_EBPF + 1)],
+            // iptables begins at 64, multicast routing at 200.
+            &[equal(1, libc::IPPROTO_IP), at_most(2, 63)],
+            // ip6tables has 64 and 65.
+            &[equal(1, libc::IPPROTO_IPV6), at_most(2, 63)],
+            &[equal(1, libc::IPPROTO_IPV6), at_least(2, 66), at_most(2, 199)],
+            // All but TCP_ULP (31), which loads modules, and the keys of 14 and 38 onwards.
+            &[equal(1, libc::IPPROTO_TCP), at_most(2, libc::TCP_MD5SIG - 1)],
+            &[
+                equal(1, libc::IPPROTO_TCP),
+                at_least(2, libc::TCP_MD5SIG + 1),
+                at_most(2, libc::TCP_ULP - 1),
+            ],
+            &[equal(1, libc::IPPROTO_TCP), at_least(2, libc::TCP_ULP + 1), at_most(2, 37)],
+            &[equal(1, libc::IPPROTO_UDP), equal(2, libc::UDP_SEGMENT)],
+            &[equal(1, libc::IPPROTO_UDP), equal(2, libc::UDP_GRO)],
+        ],
+    ),
+    // Non-blocking sockets and copies of descriptors (File::try_clone); no ownership, no leases.
+    always(libc::SYS_dup),
+    when(
+        libc::SYS_fcntl,
+        &[
+            &[equal(1, libc::F_GETFD)],
+            &[equal(1, libc::F_SETFD)],
+            &[equal(1, libc::F_GETFL)],
+            &[equal(1, libc::F_SETFL)],
+            &[equal(1, libc::F_DUPFD_CLOEXEC)],
+            &[equal(1, libc::F_GET_SEALS)],
+        ],
+    ),
+    // How much waits in a socket, both ways; set_nonblocking and set_cloexec of the standard
+    // library.
+    when(
+        libc::SYS_ioctl,
+        &[
+            &[equal(1, FIONREAD)],
+            &[equal(1, SIOCOUTQ)],
+            &[equal(1, SIOCOUTQNSD)],
+            &[equal(1, FIONBIO)],
+            &[equal(1, FIOCLEX)],
+        ],
+    ),
+];
+
+// Requests of ioctl(2), as include/uapi/asm-generic/ioctls.h and linux/sockios.h have them for
+// all our machines; libc's own are of a type that differs between C libraries.
+const SIOCOUTQ: i32 = 0x5411;
+const FIONREAD: i32 = 0x541b;
+const FIONBIO: i32 = 0x5421;
+const FIOCLEX: i32 = 0x5451;
+const SIOCOUTQNSD: i32 = 0x894b;
+
+/// The tables of a role.
+pub(super) fn entries(role: Role) -> impl Iterator<Item = &'static Entry> {
+    let tables: &'static [&'static [Entry]] = match role {
+        // recvmsg with descriptors, maps and files of a front-end are in the tables already.
+        Role::VhostUser => &[RUNTIME, WORKER],
+    };
+    tables.iter().copied().flatten()
+}
+
+/// abort() after a panic: SIGABRT, to ourselves.
+pub(super) const fn own_abort(own_pid: u32) -> (c_long, [Condition; 2]) {
+    (
+        libc::SYS_tgkill,
+        [Condition { argument: 0, op: Op::Equal, value: own_pid }, equal(2, libc::SIGABRT)],
+    )
+}
