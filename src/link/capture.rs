@@ -1,1 +1,252 @@
-//! Captures.
+//! Captures: a link around a link that writes every frame to a pcap file.
+//!
+//! Frames from the guest are recorded as they arrive, before anyone has checked them; frames to
+//! the guest when they are committed. Partial checksums are completed in the record, segmented
+//! frames are recorded as they are sent. It knows no protocol but the internet checksum, and no
+//! clock: the time comes from a function that it is given.
+
+use super::{Frame, Link, LinkCaps, LinkEvents, MAX_FRAME, Offload, Refused, Sink, Slot, Source};
+use crate::span::{SpanMut, gather};
+use crate::token::Readiness;
+use crate::wire::checksum::Sum;
+use std::cell::RefCell;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Write};
+use std::rc::Rc;
+
+/// Bytes of a frame that are kept at most (`snaplen`).
+const SNAPLEN: usize = 65_535;
+
+/// Bytes of the header of a record.
+const RECORD: usize = 16;
+
+/// Link type of Ethernet.
+const LINKTYPE_ETHERNET: u32 = 1;
+
+/// `csum_offset` of UDP, whose checksum is never sent as 0 (RFC 768).
+const UDP_CHECKSUM: u16 = 6;
+
+/// The time of day: seconds since 1970 and microseconds.
+pub type Clock = Box<dyn Fn() -> (u64, u32)>;
+
+/// A link that can be taken apart, so that something can be put around its halves.
+pub trait Parts: Link {
+    /// What is left without the halves.
+    type Control: Control<Self::Source, Self::Sink>;
+
+    /// The link's parts.
+    fn into_parts(self) -> (Self::Control, Self::Source, Self::Sink);
+}
+
+/// What a link does besides carrying frames.
+pub trait Control<Source, Sink> {
+    /// As [`Link::on_event`].
+    ///
+    /// # Errors
+    /// As [`Link::on_event`].
+    fn on_event(
+        &mut self,
+        source: &mut Source,
+        sink: &mut Sink,
+        which: u32,
+        ready: Readiness,
+    ) -> io::Result<LinkEvents>;
+}
+
+/// A link that records its frames.
+#[derive(Debug)]
+pub struct Capture<L: Parts> {
+    control: L::Control,
+    source: CaptureSource<L::Source>,
+    sink: CaptureSink<L::Sink>,
+}
+
+impl<L: Parts> Capture<L> {
+    /// Records all frames of `link` into `file`, which is new and empty.
+    ///
+    /// # Errors
+    /// When the file's header cannot be written. Later errors are counted only.
+    pub fn new(link: L, file: File, clock: Clock) -> io::Result<Self> {
+        let pcap = Rc::new(RefCell::new(Pcap::new(file, clock)?));
+        let (control, source, sink) = link.into_parts();
+        let source = CaptureSource { inner: source, pcap: Rc::clone(&pcap) };
+        Ok(Self { control, source, sink: CaptureSink { inner: sink, pcap } })
+    }
+
+    /// Frames that could not be recorded.
+    pub fn lost(&self) -> u64 {
+        self.sink.pcap.borrow().lost
+    }
+}
+
+impl<L: Parts> Link for Capture<L> {
+    type Source = CaptureSource<L::Source>;
+    type Sink = CaptureSink<L::Sink>;
+
+    fn halves(&mut self) -> (&mut Self::Source, &mut Self::Sink) {
+        (&mut self.source, &mut self.sink)
+    }
+
+    fn on_event(&mut self, which: u32, ready: Readiness) -> io::Result<LinkEvents> {
+        self.control.on_event(&mut self.source.inner, &mut self.sink.inner, which, ready)
+    }
+}
+
+/// Frames from the guest, recorded on arrival.
+#[derive(Debug)]
+pub struct CaptureSource<S> {
+    inner: S,
+    pcap: Rc<RefCell<Pcap>>,
+}
+
+impl<S: Source> Source for CaptureSource<S> {
+    fn receive(&mut self) -> io::Result<usize> {
+        let frames = self.inner.receive()?;
+        let mut pcap = self.pcap.borrow_mut();
+        for index in 0..frames {
+            let frame = self.inner.frame(index);
+            pcap.record(frame.len, &frame.offload, |into| gather(frame.spans, 0, into));
+        }
+        Ok(frames)
+    }
+
+    fn frame(&self, index: usize) -> Frame<'_> {
+        self.inner.frame(index)
+    }
+
+    fn release(&mut self) {
+        self.inner.release();
+    }
+}
+
+/// Frames to the guest, recorded when committed.
+#[derive(Debug)]
+pub struct CaptureSink<S> {
+    inner: S,
+    pcap: Rc<RefCell<Pcap>>,
+}
+
+impl<S: Sink> Sink for CaptureSink<S> {
+    fn caps(&self) -> LinkCaps {
+        self.inner.caps()
+    }
+
+    fn reserve(&mut self, len: usize) -> Result<Slot, Refused> {
+        self.inner.reserve(len)
+    }
+
+    fn room<'a>(&'a self, slot: &Slot, skip: usize, out: &mut Vec<SpanMut<'a>>) {
+        self.inner.room(slot, skip, out);
+    }
+
+    fn write(&mut self, slot: &Slot, offset: usize, bytes: &[u8]) {
+        self.inner.write(slot, offset, bytes);
+    }
+
+    fn read(&self, slot: &Slot, offset: usize, into: &mut [u8]) -> usize {
+        self.inner.read(slot, offset, into)
+    }
+
+    fn commit(&mut self, slot: Slot, len: usize, offload: Offload) {
+        let inner = &self.inner;
+        self.pcap.borrow_mut().record(len, &offload, |into| inner.read(&slot, 0, into));
+        self.inner.commit(slot, len, offload);
+    }
+
+    fn cancel(&mut self, slot: Slot) {
+        self.inner.cancel(slot);
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// The file.
+struct Pcap {
+    file: File,
+    clock: Clock,
+    /// Header and frame of the record in the making.
+    record: Vec<u8>,
+    lost: u64,
+    /// A record was written in part: nothing can follow it.
+    torn: bool,
+}
+
+impl fmt::Debug for Pcap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pcap").field("file", &self.file).field("lost", &self.lost).finish()
+    }
+}
+
+impl Pcap {
+    fn new(mut file: File, clock: Clock) -> io::Result<Self> {
+        let mut header = Vec::with_capacity(24);
+        header.extend(0xa1b2_c3d4u32.to_ne_bytes());
+        header.extend(2u16.to_ne_bytes());
+        header.extend(4u16.to_ne_bytes());
+        header.extend([0; 8]); // time zone, accuracy
+        header.extend((SNAPLEN as u32).to_ne_bytes());
+        header.extend(LINKTYPE_ETHERNET.to_ne_bytes());
+        file.write_all(&header)?;
+        Ok(Self { file, clock, record: Vec::new(), lost: 0, torn: false })
+    }
+
+    /// Records a frame of `len` bytes, of which `read` fetches as many as there are.
+    fn record(&mut self, len: usize, offload: &Offload, read: impl FnOnce(&mut [u8]) -> usize) {
+        if self.torn {
+            self.lost += 1;
+            return;
+        }
+        self.record.clear();
+        self.record.resize(RECORD + len.min(MAX_FRAME), 0);
+        let (seconds, micros) = (self.clock)();
+        let Some((header, frame)) = self.record.split_at_mut_checked(RECORD) else { return };
+        let kept = read(frame).min(len);
+        if let Some(frame) = frame.get_mut(..kept) {
+            complete(frame, offload);
+        }
+        let kept = kept.min(SNAPLEN);
+        // A frame that was cut short says so: the last number is its true length. Seconds have 32
+        // bits in this format.
+        let words = [seconds as u32, micros, kept as u32, len as u32];
+        for (place, word) in header.chunks_exact_mut(4).zip(words) {
+            place.copy_from_slice(&word.to_ne_bytes());
+        }
+        self.record.truncate(RECORD + kept);
+        self.write();
+    }
+
+    /// Writes the record, with one system call where the file takes it.
+    fn write(&mut self) {
+        match self.file.write(&self.record) {
+            Ok(n) if n == self.record.len() => {}
+            Ok(n) => {
+                let rest = self.record.get(n..).unwrap_or_default();
+                if let Err(e) = self.file.write_all(rest) {
+                    log::debug!("capture ends: {e}");
+                    self.torn = true;
+                    self.lost += 1;
+                }
+            }
+            Err(_) => self.lost += 1,
+        }
+    }
+}
+
+/// Completes a partial checksum, if the frame has one.
+fn complete(frame: &mut [u8], offload: &Offload) {
+    let Some(partial) = offload.checksum else { return };
+    let Some(summed) = frame.get_mut(usize::from(partial.start)..) else { return };
+    let mut sum = Sum::new();
+    sum.add_bytes(summed);
+    let value = if partial.offset == UDP_CHECKSUM { sum.finish_udp() } else { sum.finish() };
+    let at = usize::from(partial.offset);
+    if let Some(field) = summed.get_mut(at..at + 2) {
+        field.copy_from_slice(&value.to_be_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -27,6 +27,7 @@ pub use sink::VhostSink;
 pub use source::VhostSource;
 pub use stats::Stats;
 
+use super::capture::{self, Parts};
 use super::{Link, LinkEvents, Source};
 use crate::sys::epoll::Epoll;
 use crate::token::{Interest, Readiness, Token};
@@ -141,7 +142,21 @@ impl Link for VhostLink {
     }
 
     fn on_event(&mut self, which: u32, ready: Readiness) -> io::Result<LinkEvents> {
-        self.control.on_event(&mut self.source, &mut self.sink, which, ready)
+        capture::Control::on_event(
+            &mut self.control,
+            &mut self.source,
+            &mut self.sink,
+            which,
+            ready,
+        )
+    }
+}
+
+impl Parts for VhostLink {
+    type Control = Control;
+
+    fn into_parts(self) -> (Control, VhostSource, VhostSink) {
+        (self.control, self.source, self.sink)
     }
 }
 
@@ -164,7 +179,7 @@ impl fmt::Debug for Client {
 
 /// The control side: who is connected.
 #[derive(Debug)]
-pub(super) struct Control {
+pub struct Control {
     listener: Option<UnixListener>,
     one_off: bool,
     epoll: Rc<Epoll>,
@@ -206,27 +221,6 @@ impl Control {
 
     const fn control_token(&self) -> Token {
         Token::Link(CONTROL.wrapping_add(self.number & 0xff_ffff))
-    }
-
-    fn on_event(
-        &mut self,
-        source: &mut VhostSource,
-        sink: &mut VhostSink,
-        which: u32,
-        ready: Readiness,
-    ) -> io::Result<LinkEvents> {
-        const RX_KICK: u32 = KICK;
-        const TX_KICK: u32 = KICK + 1;
-        match which {
-            LISTENER => {
-                self.accept();
-                Ok(LinkEvents::default())
-            }
-            RX_KICK => Ok(LinkEvents { room: true, ..LinkEvents::default() }),
-            TX_KICK => Ok(LinkEvents { frames: true, ..LinkEvents::default() }),
-            n if Token::Link(n) == self.control_token() => self.on_control(source, sink, ready),
-            _ => Ok(LinkEvents::default()),
-        }
     }
 
     /// Accepts all that wait. The first becomes the client if there is none; others are sent away.
@@ -315,6 +309,29 @@ impl Control {
         source.rebind();
         sink.rebind();
         log::info!("vhost-user: client disconnected");
+    }
+}
+
+impl capture::Control<VhostSource, VhostSink> for Control {
+    fn on_event(
+        &mut self,
+        source: &mut VhostSource,
+        sink: &mut VhostSink,
+        which: u32,
+        ready: Readiness,
+    ) -> io::Result<LinkEvents> {
+        const RX_KICK: u32 = KICK;
+        const TX_KICK: u32 = KICK + 1;
+        match which {
+            LISTENER => {
+                self.accept();
+                Ok(LinkEvents::default())
+            }
+            RX_KICK => Ok(LinkEvents { room: true, ..LinkEvents::default() }),
+            TX_KICK => Ok(LinkEvents { frames: true, ..LinkEvents::default() }),
+            n if Token::Link(n) == self.control_token() => self.on_control(source, sink, ready),
+            _ => Ok(LinkEvents::default()),
+        }
     }
 }
 
