@@ -1,3 +1,5 @@
+//! The kernel's sockets, tried on loopback.
+
 use super::*;
 use crate::config::ports::Rule;
 use crate::flow::Protocol;
