@@ -1,8 +1,289 @@
-//! Configuration: values only. What was typed becomes a validated, immutable `Config`.
+//! Configuration: values only. What was typed ([`options::Typed`]) and what the host says
+//! ([`facts::HostFacts`]) become a validated, immutable [`Config`].
+//!
+//! Knows no sockets, files or clocks. There is one variant per program and link, so that what only
+//! one of them understands cannot be asked of another.
 
 pub mod facts;
 pub mod guest;
+pub mod network;
 pub mod options;
 pub mod ports;
 pub mod resolv;
+mod summary;
 pub mod template;
+
+use crate::flow::Protocol;
+use facts::HostFacts;
+use guest::{GuestView, Translation};
+use network::{Enabled, Templates};
+use options::{Family, Mode, RunAs, Typed, Verbosity};
+use ports::Rule;
+use std::fmt;
+use std::path::PathBuf;
+
+/// Bytes of the log file at most, unless `--log-size` says otherwise.
+const DEFAULT_LOG_SIZE: u64 = 1 << 20;
+
+/// The smallest MTU of IPv4 (RFC 791 3.2).
+const MIN_MTU_V4: u16 = 68;
+
+/// The smallest MTU of IPv6 (RFC 8200 5).
+const MIN_MTU_V6: u16 = 1280;
+
+/// What the process does for itself. Known before anything is asked of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Whether it stays in the foreground.
+    pub foreground: bool,
+    /// How much it logs.
+    pub verbosity: Verbosity,
+    /// Where it logs to, instead of the system's log.
+    pub log_file: Option<PathBuf>,
+    /// Bytes of the log file at most.
+    pub log_size: u64,
+    /// Where its number is written.
+    pub pid: Option<PathBuf>,
+    /// Whom it becomes.
+    pub runas: Option<RunAs>,
+}
+
+impl Process {
+    /// The part of what was typed that concerns the process.
+    pub fn new(typed: &Typed) -> Self {
+        Self {
+            foreground: typed.foreground,
+            verbosity: typed.verbosity,
+            log_file: typed.log_file.clone(),
+            log_size: typed.log_size.unwrap_or(DEFAULT_LOG_SIZE),
+            pid: typed.pid.clone(),
+            runas: typed.runas.clone(),
+        }
+    }
+}
+
+/// Which protocols are passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Protocols {
+    /// TCP.
+    pub tcp: bool,
+    /// UDP.
+    pub udp: bool,
+    /// ICMP and ICMPv6 echo.
+    pub icmp: bool,
+}
+
+/// The guest's network, whatever its link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// What the guest sees.
+    pub guest: GuestView,
+    /// How addresses are translated.
+    pub translation: Translation,
+    /// Where it was taken from.
+    pub templates: Templates,
+    /// Which protocols are passed on.
+    pub protocols: Protocols,
+    /// Ports of the host that are forwarded to the guest.
+    pub forwards: Vec<Rule>,
+    /// Where frames are captured.
+    pub pcap: Option<PathBuf>,
+}
+
+/// Where a virtual machine is met.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Socket {
+    /// A Unix socket to listen on.
+    Listen(PathBuf),
+    /// The first free one of the usual ones.
+    ListenAnywhere,
+    /// A descriptor of ours that is connected already.
+    Connected(i32),
+}
+
+/// `passt --vhost-user`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VhostUser {
+    /// The process.
+    pub process: Process,
+    /// The guest's network.
+    pub network: Network,
+    /// Where the front-end is met.
+    pub socket: Socket,
+    /// Whether the end of the first front-end is ours.
+    pub one_off: bool,
+}
+
+/// What the program does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Config {
+    /// `passt --vhost-user`.
+    VhostUser(Box<VhostUser>),
+}
+
+/// Why options make no sense together, or on this host. Each stands alone as a line to the user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// `--fd` and `--socket`.
+    FdAndSocket,
+    /// `--netmask`, and `--address` with a length.
+    NetmaskTwice,
+    /// `--interface` names none.
+    UnknownInterface(String),
+    /// `--ipv6-only` without IPv6.
+    NoIpv6,
+    /// A port option for a protocol that is off.
+    ProtocolDisabled(Protocol),
+    /// A port option that makes no sense.
+    Ports(ports::Error),
+    /// A program or link that comes later.
+    NotYet(Mode),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::FdAndSocket => f.write_str("Options --fd and --socket exclude each other"),
+            Self::NetmaskTwice => {
+                f.write_str("Redundant netmask: given with --netmask and with --address")
+            }
+            Self::UnknownInterface(name) => {
+                write!(f, "Invalid interface name {name}: no such interface")
+            }
+            Self::NoIpv6 => f.write_str("IPv6 not supported by this host's kernel"),
+            Self::ProtocolDisabled(Protocol::Tcp) => {
+                f.write_str("TCP port forwarding requested, but TCP is disabled")
+            }
+            Self::ProtocolDisabled(_) => {
+                f.write_str("UDP port forwarding requested, but UDP is disabled")
+            }
+            Self::Ports(error) => error.fmt(f),
+            Self::NotYet(Mode::Pasta) => f.write_str("pasta comes with a later release"),
+            Self::NotYet(_) => {
+                f.write_str("Only --vhost-user is supported so far: qemu's stream socket comes with a later release")
+            }
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<ports::Error> for Error {
+    fn from(error: ports::Error) -> Self {
+        Self::Ports(error)
+    }
+}
+
+impl Config {
+    /// What `typed` means on this host, and what the user is to be warned of.
+    ///
+    /// # Errors
+    /// What makes no sense.
+    pub fn new(mode: Mode, typed: &Typed, facts: &HostFacts) -> Result<(Self, Vec<String>), Error> {
+        if mode != Mode::VhostUser {
+            return Err(Error::NotYet(mode));
+        }
+        let socket = match (typed.fd, &typed.socket) {
+            (Some(_), Some(_)) => return Err(Error::FdAndSocket),
+            (Some(fd), None) => Socket::Connected(fd),
+            (None, Some(path)) => Socket::Listen(path.clone()),
+            (None, None) => Socket::ListenAnywhere,
+        };
+        let (network, warnings) = Network::new(mode, typed, facts)?;
+        let process = Process::new(typed);
+        let one_off = typed.one_off || typed.fd.is_some();
+        Ok((Self::VhostUser(Box::new(VhostUser { process, network, socket, one_off })), warnings))
+    }
+}
+
+impl Network {
+    fn new(mode: Mode, typed: &Typed, facts: &HostFacts) -> Result<(Self, Vec<String>), Error> {
+        if typed.netmask.is_some() && matches!(typed.v4.address, Some((_, Some(_)))) {
+            return Err(Error::NetmaskTwice);
+        }
+        let enabled = enabled(typed, facts)?;
+        let templates = templates(typed, facts, enabled)?;
+        let (guest, translation) = network::plan(typed, facts, &templates, enabled);
+        let forwards = forwards(mode, typed, facts, enabled)?;
+        let network = Self {
+            guest,
+            translation,
+            templates,
+            protocols: Protocols { tcp: !typed.no_tcp, udp: !typed.no_udp, icmp: !typed.no_icmp },
+            forwards,
+            pcap: typed.pcap.clone(),
+        };
+        let warnings = network.warnings(typed);
+        Ok((network, warnings))
+    }
+
+    fn warnings(&self, typed: &Typed) -> Vec<String> {
+        let mut warnings = typed.warnings.clone();
+        let least = if self.guest.v6.is_some() { MIN_MTU_V6 } else { MIN_MTU_V4 };
+        if let Some(mtu) = self.guest.mtu.filter(|mtu| *mtu < least) {
+            warnings.push(format!("MTU {mtu} is below the minimum of {least}"));
+        }
+        if let Some(name) = &typed.interface
+            && self.templates == Templates::default()
+        {
+            warnings.push(format!("Interface {name} has no usable address: local mode"));
+        }
+        let dns = &self.guest.dns;
+        if dns.v4.is_empty() && dns.v6.is_empty() && !typed.no_dns {
+            warnings.push("Couldn't get any nameserver address".to_owned());
+        }
+        warnings
+    }
+}
+
+fn enabled(typed: &Typed, facts: &HostFacts) -> Result<Enabled, Error> {
+    match typed.only {
+        Some(Family::V6) if !facts.ipv6 => Err(Error::NoIpv6),
+        Some(Family::V6) => Ok(Enabled { v4: false, v6: true }),
+        Some(Family::V4) => Ok(Enabled { v4: true, v6: false }),
+        None => Ok(Enabled { v4: true, v6: facts.ipv6 }),
+    }
+}
+
+fn templates(typed: &Typed, facts: &HostFacts, enabled: Enabled) -> Result<Templates, Error> {
+    let wanted = match &typed.interface {
+        None => None,
+        Some(name) => match facts.interface(name) {
+            Some(interface) => Some(interface.index),
+            None => return Err(Error::UnknownInterface(name.clone())),
+        },
+    };
+    let choose = |on: bool, family| on.then(|| template::choose(facts, family, wanted)).flatten();
+    Ok(Templates { v4: choose(enabled.v4, Family::V4), v6: choose(enabled.v6, Family::V6) })
+}
+
+fn forwards(
+    mode: Mode,
+    typed: &Typed,
+    facts: &HostFacts,
+    enabled: Enabled,
+) -> Result<Vec<Rule>, Error> {
+    let context = ports::Context {
+        v4: enabled.v4,
+        v6: enabled.v6,
+        ephemeral: facts.ephemeral.clone(),
+        auto_allowed: mode == Mode::Pasta,
+        listen_allowed: true,
+    };
+    let mut rules = ports::Rules::default();
+    for (protocol, spec) in &typed.ports {
+        let off = match protocol {
+            Protocol::Tcp => typed.no_tcp,
+            Protocol::Udp => typed.no_udp,
+            Protocol::Echo => typed.no_icmp,
+        };
+        if off && spec != "none" {
+            return Err(Error::ProtocolDisabled(*protocol));
+        }
+        rules.add(*protocol, spec, &context)?;
+    }
+    Ok(rules.into_vec())
+}
+
+#[cfg(test)]
+mod tests;
