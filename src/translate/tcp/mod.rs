@@ -19,14 +19,25 @@
 //! 3. Pump: while [`Conn::peek_plan`] gives a plan and the link gives room, peek, write headers with
 //!    [`Conn::data_header`], then [`Conn::on_peeked`], [`Conn::on_drained`] or
 //!    [`Conn::on_end_of_stream`].
-//! 4. [`Conn::poll_segment`] until `None`: what is due to the guest without payload.
+//! 4. While [`Conn::segment_due`] and the link gives room: [`Conn::poll_segment`], which is what is
+//!    due to the guest without payload. What was planned or polled counts as sent, and only that:
+//!    without room, ask for nothing and come back when there is some.
 //! 5. Watch the socket for [`Conn::interest`]; keep [`Conn::deadline`].
 //! 6. If [`Conn::is_closed`]: close the socket, with a RST if [`Conn::wants_reset`]; forget the flow.
 //!
 //! Steps 2 to 6 are the same after a batch, a socket's event, a deadline and returning ring room.
 
+mod arrive;
 mod conn;
+mod handshake;
+mod reassembly;
+mod send;
+mod timer;
 mod verdict;
+mod window;
+
+#[cfg(test)]
+mod tests;
 
 pub use conn::Conn;
 pub use verdict::{Flags, Held, Limits, Outgoing, PeekPlan, Room, Segment, Sending, Verdict};
