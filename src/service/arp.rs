@@ -1,4 +1,4 @@
-//! ARP: we stand for every IPv4 address but the guest's own (`control-plane` 4.1).
+//! ARP: we stand for every IPv4 address but the guest's own.
 
 use super::{Seen, frame};
 use crate::config::guest::{GuestV4, GuestView};

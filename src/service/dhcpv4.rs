@@ -1,4 +1,4 @@
-//! DHCP: the guest gets its one address, for ever (`control-plane` 4.2, RFC 2131).
+//! DHCP: the guest gets its one address, for ever (RFC 2131).
 
 use super::Outcome;
 use super::frame::{self, Route};

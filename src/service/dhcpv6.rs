@@ -1,4 +1,4 @@
-//! DHCPv6: the guest gets its one address, for ever (`control-plane` 4.4, RFC 8415).
+//! DHCPv6: the guest gets its one address, for ever (RFC 8415).
 
 use super::Outcome;
 use super::frame::{self, Route};

@@ -1,5 +1,4 @@
-//! NDP: we are the router, and stand for every IPv6 address but the guest's own (`control-plane`
-//! 4.3).
+//! NDP: we are the router, and stand for every IPv6 address but the guest's own.
 
 use super::frame::{self, Route};
 use super::{Seen, dhcpv6};
