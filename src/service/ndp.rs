@@ -54,7 +54,9 @@ pub(super) fn answer(
                 target,
                 target_mac: Some(view.our_mac),
             };
-            frame::ndp(&route(view, guest, from, dst), &reply)
+            // As the owner of the address would, which is what tools like ndisc6 wait for.
+            let route = Route { src: target, ..route(view, guest, from, dst) };
+            frame::ndp(&route, &reply)
         }
         Message::RouterAdvertisement(_) | Message::NeighborAdvertisement { .. } => None,
     }

@@ -383,10 +383,16 @@ fn icmp(src: Ipv6Addr, dst: Ipv6Addr, message: &str) -> Vec<u8> {
 /// Ethernet and IPv6 destination of a message of ours, and the message without its checksum.
 #[track_caller]
 fn read_icmp(frame: &[u8]) -> (MacAddr, Ipv6Addr, Vec<u8>) {
+    read_icmp_from(OUR_LL, frame)
+}
+
+/// The same of a message that must come from `src`.
+#[track_caller]
+fn read_icmp_from(src: Ipv6Addr, frame: &[u8]) -> (MacAddr, Ipv6Addr, Vec<u8>) {
     let ethernet = ethernet::Header::parse(frame).unwrap();
     assert_eq!(ethernet.src, DEFAULT_MAC);
     let ip = ipv6::Header::parse(&frame[14..], frame.len() - 14).unwrap();
-    assert_eq!((ip.src, ip.next_header, ip.hop_limit), (OUR_LL, 58, 255));
+    assert_eq!((ip.src, ip.next_header, ip.hop_limit), (src, 58, 255));
     let mut message = frame[54..].to_vec();
     assert_eq!(usize::from(ip.payload_len), message.len());
     assert_eq!(icmpv6::checksum(ip.src, ip.dst, &message), 0);
@@ -481,7 +487,8 @@ fn neighbour_solicitations_for_others_are_answered() {
     for target in [OUR_LL, elsewhere] {
         let ask_for = neighbour_solicitation(target) + "0101020000000009";
         let group = ndp_wire::solicited_node(target);
-        let (mac, dst, message) = read_icmp(&reply_to(&icmp(GUEST6, group, &ask_for), &view()));
+        let reply = reply_to(&icmp(GUEST6, group, &ask_for), &view());
+        let (mac, dst, message) = read_icmp_from(target, &reply);
         assert_eq!((mac, dst), (GUEST_MAC, GUEST6));
         let mut expected = hex("88 00 0000 e0000000");
         expected.extend(target.octets());
