@@ -34,7 +34,6 @@ use crate::token::{Interest, Readiness, Token};
 use gate::Step;
 use session::Session;
 use std::fmt;
-use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -189,7 +188,7 @@ pub struct Control {
     number: u32,
     /// A descriptor to give up when there are no more: to accept a client just to send it away is
     /// better than to leave it waiting for ever.
-    spare: Option<File>,
+    spare: Option<UnixListener>,
     stats: Stats,
 }
 
@@ -207,6 +206,8 @@ impl Control {
         epoll: Rc<Epoll>,
         settings: Settings,
     ) -> Self {
+        // A second descriptor of what we have anyway: the sandbox has no files to open.
+        let spare = listener.as_ref().and_then(|l| l.try_clone().ok());
         Self {
             listener,
             one_off,
@@ -214,7 +215,7 @@ impl Control {
             settings,
             client: None,
             number: 0,
-            spare: File::open("/dev/null").ok(),
+            spare,
             stats: Stats::default(),
         }
     }
@@ -240,7 +241,7 @@ impl Control {
                 Err(e) if is_out_of_descriptors(&e) && self.spare.take().is_some() => {
                     log::warn!("vhost-user: cannot accept a client: {e}");
                     drop(listener.accept());
-                    self.spare = File::open("/dev/null").ok();
+                    self.spare = listener.try_clone().ok();
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return,
