@@ -3,3 +3,6 @@
 
 pub mod driver;
 pub mod frontend;
+pub mod guest;
+pub mod net;
+pub mod peer;
