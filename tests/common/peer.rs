@@ -240,7 +240,7 @@ pub fn exchange(
             expect_good(&mut stream)?;
         }
         Operation::Give => check(&mut stream, down, length)?,
-        Operation::Both => both(&mut stream, (up, down), length)?,
+        Operation::Both => both(&stream, (up, down), length)?,
         Operation::ServerEndsFirst => {
             check(&mut stream, down, length)?;
             send(&mut stream, up, length)?;
