@@ -17,10 +17,8 @@ pub enum Token {
     Listener(u32),
     /// The socket of a TCP flow.
     Tcp(FlowId),
-    /// The socket of a UDP flow.
-    Udp(FlowId),
-    /// The socket of an echo (ping) flow.
-    Echo(FlowId),
+    /// The socket of a UDP flow or a ping.
+    Datagram(FlowId),
     /// Anything else the runtime registered: netlink, control API, watches.
     Runtime(u32),
 }
@@ -33,9 +31,8 @@ impl Token {
             Self::Signal => (1, 0, 0),
             Self::Listener(n) => (2, 0, n),
             Self::Tcp(id) => (3, id.generation(), id.index()),
-            Self::Udp(id) => (4, id.generation(), id.index()),
-            Self::Echo(id) => (5, id.generation(), id.index()),
-            Self::Runtime(n) => (6, 0, n),
+            Self::Datagram(id) => (4, id.generation(), id.index()),
+            Self::Runtime(n) => (5, 0, n),
         };
         ((kind as u64) << 56) | ((generation as u64) << 32) | index as u64
     }
@@ -49,9 +46,8 @@ impl Token {
             1 => Self::Signal,
             2 => Self::Listener(index),
             3 => Self::Tcp(FlowId::new(index, generation)),
-            4 => Self::Udp(FlowId::new(index, generation)),
-            5 => Self::Echo(FlowId::new(index, generation)),
-            6 => Self::Runtime(index),
+            4 => Self::Datagram(FlowId::new(index, generation)),
+            5 => Self::Runtime(index),
             _ => return None,
         })
     }

@@ -4,7 +4,7 @@
 use crate::flow::FlowKey;
 use crate::link::{LinkCaps, Offload, PartialChecksum, Segmentation, Sink, Slot};
 use crate::wire::checksum::{self, Sum};
-use crate::wire::{MacAddr, ethernet, ipv4, ipv6};
+use crate::wire::{MacAddr, ethernet, ipv4, ipv6, protocol};
 use std::net::IpAddr;
 
 /// TTL and hop limit of what we send (`data-plane` 3.13).
@@ -127,11 +127,7 @@ pub fn commit<K: Sink>(
     } else {
         sum.add_bytes(header);
         add_payload(sink, &slot, start + header.len(), payload_len, &mut sum);
-        if transport.protocol == super::packet::PROTOCOL_UDP {
-            sum.finish_udp()
-        } else {
-            sum.finish()
-        }
+        if transport.protocol == protocol::UDP { sum.finish_udp() } else { sum.finish() }
     };
     if let Some(place) = header.get_mut(at..at + 2) {
         place.copy_from_slice(&field.to_be_bytes());

@@ -1,18 +1,18 @@
 //! Frames from the guest: copied as far as needed, checked, and handed to who they are for.
 
 use super::counters::DropReason;
-use super::packet::{
-    self, HeaderCopy, Ip, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet,
-};
-use super::{Ctx, Owner, Shared, tcp};
+use super::fragments::{Fragments, Outcome};
+use super::packet::{self, Fragment, HeaderCopy, Ip, Packet};
+use super::{Ctx, Flows, Owner, Shared};
 use crate::flow::deadline::Booking;
 use crate::flow::table::FlowHasher;
 use crate::host::Host;
-use crate::link::{ETHERNET_HEADER, Frame, MAX_FRAME, Sink, Source};
-use crate::service;
-use crate::span::gather;
+use crate::link::{ETHERNET_HEADER, Frame, MAX_FRAME, Offload, Sink, Source};
+use crate::service::{self, Request, Seen};
+use crate::span::{Span, gather};
 use crate::time::Instant;
-use crate::wire::{self, MacAddr};
+use crate::wire::{MacAddr, protocol};
+use std::io;
 
 /// The largest message to a service that is looked at: more than any of them fills.
 const MAX_SERVICE_FRAME: usize = 4096;
@@ -20,19 +20,19 @@ const MAX_SERVICE_FRAME: usize = 4096;
 /// Handles frame `index` of the batch that `source` holds.
 pub(crate) fn frame<H: Host, K: Sink, S: Source>(
     ctx: &mut Ctx<'_, H, K>,
-    tcp: &mut tcp::Tcp<H::Stream>,
+    flows: &mut Flows<H>,
     source: &S,
     index: usize,
 ) {
     let mut copy = HeaderCopy::new();
-    if let Err(reason) = dispatch(ctx, tcp, source, index, &mut copy) {
+    if let Err(reason) = dispatch(ctx, flows, source, index, &mut copy) {
         ctx.shared.drop(reason);
     }
 }
 
 fn dispatch<H: Host, K: Sink, S: Source>(
     ctx: &mut Ctx<'_, H, K>,
-    tcp: &mut tcp::Tcp<H::Stream>,
+    flows: &mut Flows<H>,
     source: &S,
     index: usize,
     copy: &mut HeaderCopy,
@@ -45,59 +45,182 @@ fn dispatch<H: Host, K: Sink, S: Source>(
     let (mac, packet) = packet::parse(copy.bytes(), frame.len)?;
     learn_mac(ctx.shared, mac);
     let ip = match packet {
-        Packet::Arp => return serve(ctx, &frame),
+        Packet::Arp => return serve(ctx, &frame).ok_or(DropReason::ServiceIgnored),
         Packet::Ip(ip) => ip,
     };
     if !ctx.shared.settings.view.speaks(ip.src) {
         return Err(DropReason::FamilyDisabled);
     }
-    if ip.fragment.is_some() {
-        return Err(DropReason::Fragment);
+    if let Some(part) = &ip.fragment {
+        return add_fragment(ctx, flows, source, &ip, part, &frame);
     }
     let transport = copy.bytes().get(ip.transport..).unwrap_or_default();
+    if is_for_services(&ip, transport) && serve(ctx, &frame).is_some() {
+        return Ok(());
+    }
+    ctx.shared.observed.learn(ip.src);
+    let protocols = ctx.shared.settings.protocols;
     match ip.protocol {
-        PROTOCOL_TCP if !ctx.shared.settings.protocols.tcp => Err(DropReason::ProtocolDisabled),
-        PROTOCOL_TCP => {
-            ctx.shared.observed.learn(ip.src);
-            tcp.segment(ctx, &ip, transport, source, index)
+        protocol::TCP if protocols.tcp => flows.tcp.segment(ctx, &ip, transport, source, index),
+        protocol::UDP if protocols.udp => {
+            flows.datagrams.udp(ctx, &ip, transport, &frame.offload, index)
         }
-        PROTOCOL_UDP | PROTOCOL_ICMPV6 | PROTOCOL_ICMP => serve(ctx, &frame),
+        protocol::ICMPV4 | protocol::ICMPV6 if protocols.icmp => {
+            flows.datagrams.echo(ctx, &ip, transport, index)
+        }
+        protocol::TCP | protocol::UDP | protocol::ICMPV4 | protocol::ICMPV6 => {
+            Err(DropReason::ProtocolDisabled)
+        }
         _ => Err(DropReason::UnknownProtocol),
+    }
+}
+
+/// Whether one of our services may want to answer: NDP, DHCP, DHCPv6.
+fn is_for_services(ip: &Ip, transport: &[u8]) -> bool {
+    match (ip.protocol, transport) {
+        (protocol::UDP, [_, _, d0, d1, ..]) => {
+            service::is_udp_service(u16::from_be_bytes([*d0, *d1]))
+        }
+        (protocol::ICMPV6, [kind, ..]) => service::is_icmpv6_service(*kind),
+        _ => false,
     }
 }
 
 /// Any frame teaches us the guest's Ethernet address (`data-plane` 7.1).
 fn learn_mac(shared: &mut Shared, mac: MacAddr) {
     if mac != shared.guest_mac && !mac.is_multicast() && mac != MacAddr::default() {
+        log::info!("guest MAC address: {mac}");
         shared.guest_mac = mac;
     }
 }
 
-/// Hands a frame to the services.
-fn serve<H, K: Sink>(ctx: &mut Ctx<'_, H, K>, frame: &Frame<'_>) -> Result<(), DropReason> {
+/// Hands a frame to the services; `None` if it is not for them.
+fn serve<H, K: Sink>(ctx: &mut Ctx<'_, H, K>, frame: &Frame<'_>) -> Option<()> {
     let mut bytes = [0; MAX_SERVICE_FRAME];
     let n = gather(frame.spans, 0, &mut bytes);
-    Err(DropReason::ServiceIgnored)
+    let observed = &ctx.shared.observed;
+    let request = Request {
+        frame: bytes.get(..n)?,
+        checksum_pending: frame.offload.checksum.is_some(),
+        seen: Seen { v4: observed.v4, v6: observed.v6, link_local: observed.v6_link_local },
+    };
+    match service::answer(&request, &ctx.shared.settings.view) {
+        service::Outcome::NotForUs => return None,
+        service::Outcome::Consumed(Some(reply)) => ctx.send_frame(&reply),
+        service::Outcome::Consumed(None) => ctx.shared.drop(DropReason::ServiceIgnored),
+    }
+    Some(())
 }
 
 /// On a new client: asks for the guest's addresses, to learn its MAC early (`data-plane` 7.1).
-pub(crate) fn learn_guest<H, K: Sink>(ctx: &mut Ctx<'_, H, K>) {}
+pub(crate) fn learn_guest<H, K: Sink>(ctx: &mut Ctx<'_, H, K>) {
+    for frame in service::learn_guest(&ctx.shared.settings.view) {
+        ctx.send_frame(&frame);
+    }
+}
 
-/// When the next unsolicited router advertisement is due.
+/// When the next unsolicited router advertisement is due (RFC 4861 6.2.4).
 #[derive(Debug)]
 pub(crate) struct RaTimer {
     booking: Booking,
-    hasher: FlowHasher,
+    delays: service::RaTimer,
 }
 
 impl RaTimer {
-    pub(crate) const fn new(hasher: FlowHasher) -> Self {
-        Self { booking: Booking::new(), hasher }
+    pub(crate) fn new(hasher: FlowHasher) -> Self {
+        let seed = u64::from(hasher.counter_seed());
+        Self { booking: Booking::new(), delays: service::RaTimer::new(seed) }
     }
 
-    pub(crate) fn book(&mut self, shared: &mut Shared, now: Instant) {}
+    pub(crate) fn book(&mut self, shared: &mut Shared, now: Instant) {
+        if shared.settings.view.services.ra && shared.settings.view.v6.is_some() {
+            let at = now + self.delays.next_delay();
+            shared.deadlines.book(&mut self.booking, Owner::RouterAdvertisement, Some(at));
+        }
+    }
 
     pub(crate) fn on_deadline<H, K: Sink>(&mut self, ctx: &mut Ctx<'_, H, K>) {
         self.booking.clear();
+        if let Some(frame) = service::router_advertisement(&ctx.shared.settings.view) {
+            ctx.send_frame(&frame);
+        }
+        self.book(ctx.shared, ctx.now);
     }
+}
+
+/// The guest's fragments on their way to be datagrams.
+#[derive(Debug, Default)]
+pub(crate) struct Reassembly {
+    fragments: Fragments,
+    booking: Booking,
+}
+
+impl Reassembly {
+    pub(crate) fn on_deadline<H, K>(&mut self, ctx: &mut Ctx<'_, H, K>) {
+        self.booking.clear();
+        let next = self.fragments.expire(ctx.now);
+        ctx.shared.deadlines.book(&mut self.booking, Owner::Fragments, next);
+    }
+}
+
+/// Keeps a fragment; the last missing one makes a datagram, which goes the way of all others.
+fn add_fragment<H: Host, K: Sink, S: Source>(
+    ctx: &mut Ctx<'_, H, K>,
+    flows: &mut Flows<H>,
+    source: &S,
+    ip: &Ip,
+    part: &Fragment,
+    frame: &Frame<'_>,
+) -> Result<(), DropReason> {
+    let mut bytes = vec![0; ip.transport_len];
+    let n = gather(frame.spans, ip.transport, &mut bytes);
+    bytes.truncate(n);
+    let reassembly = &mut flows.fragments;
+    let outcome = reassembly.fragments.add(ip, part, &bytes, ctx.now);
+    let next = reassembly.fragments.expire(ctx.now);
+    ctx.shared.deadlines.book(&mut reassembly.booking, Owner::Fragments, next);
+    let (payload, ttl) = match outcome {
+        Outcome::Kept => return Ok(()),
+        Outcome::Refused => return Err(DropReason::Fragment),
+        Outcome::Complete(payload, ttl) => (payload, ttl),
+    };
+    // What stands in the batch so far came first.
+    flows.datagrams.settle_batch(ctx, source);
+    let whole = Whole { spans: [Span::from_slice(&payload)] };
+    let ip = Ip { ttl, transport: 0, transport_len: payload.len(), fragment: None, ..*ip };
+    ctx.shared.observed.learn(ip.src);
+    let protocols = ctx.shared.settings.protocols;
+    match ip.protocol {
+        protocol::UDP if protocols.udp => {
+            flows.datagrams.udp(ctx, &ip, &payload, &Offload::default(), 0)?;
+        }
+        protocol::ICMPV4 | protocol::ICMPV6 if protocols.icmp => {
+            flows.datagrams.echo(ctx, &ip, &payload, 0)?;
+        }
+        // TCP sizes its segments to the path; who fragments them is up to no good.
+        _ => return Err(DropReason::Fragment),
+    }
+    flows.datagrams.settle_batch(ctx, &whole);
+    Ok(())
+}
+
+/// A batch of one: the payload of a reassembled datagram.
+struct Whole<'a> {
+    spans: [Span<'a>; 1],
+}
+
+impl Source for Whole<'_> {
+    fn receive(&mut self) -> io::Result<usize> {
+        Ok(0)
+    }
+
+    fn frame(&self, _: usize) -> Frame<'_> {
+        Frame {
+            spans: &self.spans,
+            len: crate::span::total(&self.spans),
+            offload: Offload::default(),
+        }
+    }
+
+    fn release(&mut self) {}
 }

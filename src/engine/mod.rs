@@ -12,6 +12,7 @@
 //! [`Engine::run_ready`] and one [`Sink::flush`].
 
 pub mod counters;
+mod datagram;
 pub mod fragments;
 pub mod headers;
 mod ingress;
@@ -24,7 +25,7 @@ use crate::config::ports::Rule;
 use crate::flow::deadline::Deadlines;
 use crate::flow::forward::Observed;
 use crate::flow::table::FlowHasher;
-use crate::flow::{FlowId, FlowKey};
+use crate::flow::{FlowId, FlowKey, Protocol};
 use crate::host::Host;
 use crate::link::{Refused, Sink, Slot, Source};
 use crate::time::Instant;
@@ -68,6 +69,12 @@ pub struct Protocols {
 pub(crate) enum Owner {
     /// A TCP flow.
     Tcp(FlowId),
+    /// A UDP flow or a ping.
+    Datagram(FlowId),
+    /// A UDP listener that has more, or found no room.
+    UdpListener(u32),
+    /// The oldest datagram that is not complete.
+    Fragments,
     /// The next unsolicited router advertisement.
     RouterAdvertisement,
 }
@@ -86,6 +93,8 @@ pub(crate) struct Shared {
     /// Who has used up its share of this turn and has more to do.
     ready: VecDeque<Owner>,
     pub(crate) drops: Drops,
+    /// The identification of the next datagram that we fragment.
+    fragment_id: u32,
 }
 
 impl Shared {
@@ -97,6 +106,12 @@ impl Shared {
 
     pub(crate) fn drop(&mut self, reason: DropReason) {
         self.drops.count(reason);
+    }
+
+    /// The identification of a datagram that we fragment.
+    pub(crate) const fn next_fragment_id(&mut self) -> u32 {
+        self.fragment_id = self.fragment_id.wrapping_add(1);
+        self.fragment_id
     }
 
     /// `owner` has more to do than its share of a turn.
@@ -136,12 +151,20 @@ impl<H, K: Sink> Ctx<'_, H, K> {
     }
 }
 
+/// The flows of all protocols.
+#[derive(Debug)]
+pub(crate) struct Flows<H: Host> {
+    pub(crate) tcp: tcp::Tcp<H::Stream>,
+    pub(crate) datagrams: datagram::Datagrams<H::Datagram>,
+    pub(crate) fragments: ingress::Reassembly,
+}
+
 /// The engine of one worker.
 #[derive(Debug)]
 pub struct Engine<H: Host> {
     host: H,
     shared: Shared,
-    tcp: tcp::Tcp<H::Stream>,
+    flows: Flows<H>,
     ra_timer: ingress::RaTimer,
 }
 
@@ -150,7 +173,12 @@ impl<H: Host> Engine<H> {
     pub fn new(host: H, settings: Settings, now: Instant) -> Self {
         let hasher = FlowHasher::new(settings.hash_key);
         let observed = Observed::new(&settings.view);
-        let tcp = tcp::Tcp::new(settings.max_flows, hasher);
+        let flows = Flows {
+            tcp: tcp::Tcp::new(settings.max_flows, hasher),
+            datagrams: datagram::Datagrams::new(settings.max_flows, hasher),
+            fragments: ingress::Reassembly::default(),
+        };
+        let fragment_id = hasher.counter_seed();
         let ra_timer = ingress::RaTimer::new(hasher);
         let shared = Shared {
             settings,
@@ -161,8 +189,9 @@ impl<H: Host> Engine<H> {
             waiting: VecDeque::new(),
             ready: VecDeque::new(),
             drops: Drops::default(),
+            fragment_id,
         };
-        let mut engine = Self { host, shared, tcp, ra_timer };
+        let mut engine = Self { host, shared, flows, ra_timer };
         engine.ra_timer.book(&mut engine.shared, now);
         engine
     }
@@ -179,7 +208,17 @@ impl<H: Host> Engine<H> {
 
     /// How many TCP flows there are.
     pub fn tcp_flows(&self) -> usize {
-        self.tcp.len()
+        self.flows.tcp.len()
+    }
+
+    /// How many UDP flows and pings there are.
+    pub fn datagram_flows(&self) -> usize {
+        self.flows.datagrams.len()
+    }
+
+    /// Bytes of TCP payload that are staged or held.
+    pub const fn staged(&self) -> usize {
+        self.flows.tcp.staged()
     }
 
     /// When [`Engine::on_deadlines`] wants to be called.
@@ -216,9 +255,10 @@ impl<H: Host> Engine<H> {
         if frames > 0 {
             let mut ctx = Self::ctx(&mut self.host, &mut self.shared, sink, now);
             for index in 0..frames {
-                ingress::frame(&mut ctx, &mut self.tcp, source, index);
+                ingress::frame(&mut ctx, &mut self.flows, source, index);
             }
-            self.tcp.settle_batch(&mut ctx, source);
+            self.flows.tcp.settle_batch(&mut ctx, source);
+            self.flows.datagrams.settle_batch(&mut ctx, source);
             source.release();
         }
         Ok(frames)
@@ -234,8 +274,13 @@ impl<H: Host> Engine<H> {
     ) {
         let mut ctx = Self::ctx(&mut self.host, &mut self.shared, sink, now);
         match token {
-            Token::Tcp(id) => self.tcp.on_socket(&mut ctx, id, ready),
-            Token::Listener(listener) => self.tcp.on_listener(&mut ctx, listener),
+            Token::Tcp(id) => self.flows.tcp.on_socket(&mut ctx, id, ready),
+            Token::Datagram(id) => self.flows.datagrams.on_socket(&mut ctx, id, ready),
+            Token::Listener(listener) => match ctx.host.listener_protocol(listener) {
+                Some(Protocol::Tcp) => self.flows.tcp.on_listener(&mut ctx, listener),
+                Some(_) => self.flows.datagrams.on_listener(&mut ctx, listener),
+                None => {}
+            },
             _ => {}
         }
     }
@@ -266,8 +311,10 @@ impl<H: Host> Engine<H> {
     fn run<K: Sink>(&mut self, owner: Owner, sink: &mut K, now: Instant) {
         let mut ctx = Self::ctx(&mut self.host, &mut self.shared, sink, now);
         match owner {
-            Owner::Tcp(id) => self.tcp.resume(&mut ctx, id),
-            Owner::RouterAdvertisement => {}
+            Owner::Tcp(id) => self.flows.tcp.resume(&mut ctx, id),
+            Owner::Datagram(id) => self.flows.datagrams.resume(&mut ctx, id),
+            Owner::UdpListener(n) => self.flows.datagrams.on_listener(&mut ctx, n),
+            Owner::Fragments | Owner::RouterAdvertisement => {}
         }
     }
 
@@ -276,7 +323,10 @@ impl<H: Host> Engine<H> {
         while let Some(owner) = self.shared.deadlines.pop_due(now) {
             let mut ctx = Self::ctx(&mut self.host, &mut self.shared, sink, now);
             match owner {
-                Owner::Tcp(id) => self.tcp.on_deadline(&mut ctx, id),
+                Owner::Tcp(id) => self.flows.tcp.on_deadline(&mut ctx, id),
+                Owner::Datagram(id) => self.flows.datagrams.on_deadline(&mut ctx, id),
+                Owner::Fragments => self.flows.fragments.on_deadline(&mut ctx),
+                Owner::UdpListener(_) => {}
                 Owner::RouterAdvertisement => self.ra_timer.on_deadline(&mut ctx),
             }
         }

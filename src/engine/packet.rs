@@ -6,7 +6,7 @@
 use super::counters::DropReason;
 use crate::link::Frame;
 use crate::span::gather;
-use crate::wire::{MacAddr, ethernet, ipv4, ipv6};
+use crate::wire::{MacAddr, ethernet, ipv4, ipv6, protocol};
 use std::net::IpAddr;
 
 /// Bytes of a frame that are copied for parsing: Ethernet, IPv6, 256 bytes of extension headers
@@ -34,7 +34,7 @@ impl HeaderCopy {
     pub fn fill(&mut self, frame: &Frame<'_>) {
         self.len = gather(frame.spans, 0, &mut self.bytes[..SHORT_COPY]);
         let extended = matches!(self.bytes[12..14], [0x86, 0xdd])
-            && !matches!(self.bytes[20], PROTOCOL_TCP | PROTOCOL_UDP | PROTOCOL_ICMPV6);
+            && !matches!(self.bytes[20], protocol::TCP | protocol::UDP | protocol::ICMPV6);
         if extended && self.len == SHORT_COPY {
             self.len += gather(frame.spans, SHORT_COPY, &mut self.bytes[SHORT_COPY..]);
         }
@@ -45,15 +45,6 @@ impl HeaderCopy {
         &self.bytes[..self.len]
     }
 }
-
-/// The IP protocol number of ICMP.
-pub const PROTOCOL_ICMP: u8 = 1;
-/// The IP protocol number of TCP.
-pub const PROTOCOL_TCP: u8 = 6;
-/// The IP protocol number of UDP.
-pub const PROTOCOL_UDP: u8 = 17;
-/// The IP protocol number of ICMPv6.
-pub const PROTOCOL_ICMPV6: u8 = 58;
 
 /// A frame, as far as its Ethernet header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -45,6 +45,13 @@ impl FlowHasher {
         SeqNum(((hash >> 32) as u32 ^ hash as u32).wrapping_add(clock))
     }
 
+    /// Where counters start that nobody outside shall guess.
+    pub fn counter_seed(&self) -> u32 {
+        let mut sip = SipHasher24::new_with_key(&self.key);
+        sip.write(b"counter");
+        sip.finish() as u32
+    }
+
     /// The IPv6 flow label of our direction of a flow: 20 bits, never 0 (RFC 6437 3).
     pub fn flow_label(&self, flow: &FlowKey) -> u32 {
         // Other bits than the index and the ISN show, so that neither tells of the other.

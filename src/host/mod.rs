@@ -206,8 +206,8 @@ pub struct Message {
     pub segment: Option<u16>,
     /// Who sent it, as far as asked for.
     pub from: Option<Endpoint>,
-    /// Which address of ours it was sent to, as far as asked for.
-    pub to: Option<IpAddr>,
+    /// Which address and port of ours it was sent to, as far as asked for.
+    pub to: Option<Endpoint>,
 }
 
 impl Batch {

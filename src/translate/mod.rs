@@ -1,3 +1,4 @@
 //! The protocol machines: `now` in, verdicts out. They hold no socket, frame, clock or payload.
 
+pub mod datagram;
 pub mod tcp;

@@ -4,7 +4,6 @@
 use super::Scratch;
 use super::flow::TcpFlow;
 use crate::engine::headers::{self, Transport};
-use crate::engine::packet::PROTOCOL_TCP;
 use crate::engine::{Ctx, Owner};
 use crate::flow::{FlowId, FlowKey};
 use crate::host::Host;
@@ -15,7 +14,7 @@ use crate::span::{recycle_mut, total_mut};
 use crate::translate::tcp::{Outgoing, PeekPlan};
 use crate::wire::seq::Mss;
 use crate::wire::tcp::{CHECKSUM_OFFSET, Flags, Header, LEN, Options};
-use crate::wire::{ipv4, ipv6};
+use crate::wire::{ipv4, ipv6, protocol};
 use std::io::ErrorKind;
 
 /// Bytes that one flow may move towards the guest before others get their turn.
@@ -265,7 +264,7 @@ pub(super) fn write_segment<H, K: Sink>(
     options.emit(&mut bytes[LEN..]);
     let addresses = ctx.shared.to_guest(key);
     let transport =
-        Transport { protocol: PROTOCOL_TCP, checksum_offset: CHECKSUM_OFFSET, segmentation };
+        Transport { protocol: protocol::TCP, checksum_offset: CHECKSUM_OFFSET, segmentation };
     let tcp = &mut bytes[..header.header_len];
     headers::commit(ctx.sink, caps, slot, &addresses, tcp, payload, &transport);
 }

@@ -1,0 +1,279 @@
+//! Datagrams from sockets to the guest.
+//!
+//! They wait in the socket while the guest gives no room. Those of a batch that had been received
+//! when the room ended wait with the flow, within bounds, and are delivered first.
+
+use super::frame::deliver;
+use super::{Datagrams, Flow, check_ends};
+use crate::engine::counters::DropReason;
+use crate::engine::{Ctx, Owner};
+use crate::flow::{Endpoint, FlowId, FlowKey, forward};
+use crate::host::{Batch, Host};
+use crate::link::{ETHERNET_HEADER, Refused, Sink};
+use crate::token::Readiness;
+use std::collections::VecDeque;
+use std::io::ErrorKind;
+
+/// Batches that one socket delivers before others get their turn.
+const BATCHES: usize = 4;
+
+/// Bytes that all flows may keep for want of room in the guest.
+const MAX_LATE: usize = 8 << 20;
+
+/// A frame of the least length: if there is no room for this, there is none.
+const LEAST_FRAME: usize = ETHERNET_HEADER + 46;
+
+/// Datagrams that found no room in the guest, in order.
+#[derive(Debug, Default)]
+pub(super) struct Late {
+    waiting: VecDeque<(Vec<u8>, Option<u16>)>,
+    bytes: usize,
+}
+
+impl Late {
+    /// Bytes that wait.
+    pub(super) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+/// Whether a socket is to be read again.
+#[derive(PartialEq, Eq)]
+enum Next {
+    /// It is empty: an event will come.
+    Idle,
+    /// It has had its share of this turn.
+    Again,
+    /// The guest gives no room.
+    Wait,
+}
+
+impl<D: std::fmt::Debug> Datagrams<D> {
+    /// The socket of flow `id` is ready.
+    pub(crate) fn on_socket<H: Host<Datagram = D>, K: Sink>(
+        &mut self,
+        ctx: &mut Ctx<'_, H, K>,
+        id: FlowId,
+        ready: Readiness,
+    ) {
+        let Some((key, flow)) = self.table.get_mut(id) else { return };
+        let key = *key;
+        if ready.error {
+            flow.report_errors(ctx, &key);
+        }
+        if !flow.queued {
+            self.resume(ctx, id);
+        }
+    }
+
+    /// Flow `id` reads its socket: on an event, in its turn, or when there is room again.
+    pub(crate) fn resume<H: Host<Datagram = D>, K: Sink>(
+        &mut self,
+        ctx: &mut Ctx<'_, H, K>,
+        id: FlowId,
+    ) {
+        let Some((key, flow)) = self.table.get_mut(id) else { return };
+        let key = *key;
+        flow.queued = false;
+        let next = flow.receive(ctx, &key, &mut self.scratch.batch, &mut self.late_bytes);
+        match next {
+            Next::Idle => {}
+            Next::Again => {
+                flow.queued = true;
+                ctx.shared.make_ready(Owner::Datagram(id));
+            }
+            Next::Wait => {
+                flow.queued = true;
+                ctx.shared.wait_for_room(Owner::Datagram(id));
+            }
+        }
+    }
+
+    /// UDP listener `listener` has datagrams, or its turn has come.
+    pub(crate) fn on_listener<H: Host<Datagram = D>, K: Sink>(
+        &mut self,
+        ctx: &mut Ctx<'_, H, K>,
+        listener: u32,
+    ) {
+        for _ in 0..BATCHES {
+            if let Err(refused) = room(ctx.sink) {
+                if refused != Refused::TooLarge {
+                    ctx.shared.wait_for_room(Owner::UdpListener(listener));
+                }
+                return;
+            }
+            let mut batch = std::mem::take(&mut self.scratch.batch);
+            let received = ctx.host.receive_listener(listener, &mut batch);
+            if let Ok((rule, count)) = &received {
+                for index in 0..*count {
+                    if let Err(reason) = self.from_outside(ctx, *rule, &batch, index) {
+                        ctx.shared.drop(reason);
+                    }
+                }
+            }
+            self.scratch.batch = batch;
+            match received {
+                Ok(_) => {}
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+                Err(_) => return ctx.shared.drop(DropReason::NoSocket),
+            }
+        }
+        ctx.shared.make_ready(Owner::UdpListener(listener));
+    }
+
+    /// Message `index` of `batch` came to a listener of rule `rule`.
+    fn from_outside<H: Host<Datagram = D>, K: Sink>(
+        &mut self,
+        ctx: &mut Ctx<'_, H, K>,
+        rule: usize,
+        batch: &Batch,
+        index: usize,
+    ) -> Result<(), DropReason> {
+        let (message, payload) = batch.get(index).ok_or(DropReason::BadLength)?;
+        let (Some(from), Some(to)) = (message.from, message.to) else {
+            return Err(DropReason::BadEndpoint);
+        };
+        let key = inbound_key(ctx, rule, from, to)?;
+        let id = match self.table.find(&key) {
+            Some(id) => id,
+            None => {
+                let next = self.table.next_id().ok_or(DropReason::TableFull)?;
+                let opened = ctx.host.open_udp(to, from, next);
+                let (socket, _) = opened.map_err(|_| DropReason::NoSocket)?;
+                self.insert(ctx, key, socket, from, false)?
+            }
+        };
+        let Some((_, flow)) = self.table.get_mut(id) else { return Err(DropReason::TableFull) };
+        if flow.from_guest {
+            flow.life.on_answered(ctx.now)
+        } else {
+            flow.life.on_sent(ctx.now)
+        }
+        match deliver(ctx, &key, payload, message.segment) {
+            Ok(()) => Ok(()),
+            Err(Refused::TooLarge) => Err(DropReason::TooLarge),
+            Err(_) => Err(DropReason::NoRoom),
+        }
+    }
+}
+
+fn inbound_key<H, K>(
+    ctx: &Ctx<'_, H, K>,
+    rule: usize,
+    from: Endpoint,
+    to: Endpoint,
+) -> Result<FlowKey, DropReason> {
+    let settings = &ctx.shared.settings;
+    let rule = settings.rules.get(rule).ok_or(DropReason::Refused)?;
+    let key = forward::inbound(
+        &settings.view,
+        &settings.translation,
+        &ctx.shared.observed,
+        rule,
+        from,
+        to,
+    )
+    .map_err(|_| DropReason::Refused)?;
+    check_ends(&key)?;
+    Ok(key)
+}
+
+fn room<K: Sink>(sink: &mut K) -> Result<(), Refused> {
+    let slot = sink.reserve(LEAST_FRAME)?;
+    sink.cancel(slot);
+    Ok(())
+}
+
+impl<D: std::fmt::Debug> Flow<D> {
+    fn receive<H: Host<Datagram = D>, K: Sink>(
+        &mut self,
+        ctx: &mut Ctx<'_, H, K>,
+        key: &FlowKey,
+        batch: &mut Batch,
+        late_bytes: &mut usize,
+    ) -> Next {
+        if self.deliver_late(ctx, key, late_bytes) == Next::Wait {
+            return Next::Wait;
+        }
+        let caps = ctx.sink.caps();
+        let coalesce =
+            if key.guest.is_ipv4() { caps.udp4_segmentation } else { caps.udp6_segmentation };
+        for _ in 0..BATCHES {
+            if room(ctx.sink).is_err() {
+                return Next::Wait;
+            }
+            let count = match ctx.host.receive_messages(&mut self.socket, batch, coalesce) {
+                Ok(count) => count,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Next::Idle,
+                Err(_) => {
+                    self.report_errors(ctx, key);
+                    return Next::Idle;
+                }
+            };
+            if self.deliver_batch(ctx, key, batch, count, late_bytes) == Next::Wait {
+                return Next::Wait;
+            }
+            if count < Batch::MESSAGES {
+                return Next::Idle;
+            }
+        }
+        Next::Again
+    }
+
+    fn deliver_batch<H, K: Sink>(
+        &mut self,
+        ctx: &mut Ctx<'_, H, K>,
+        key: &FlowKey,
+        batch: &Batch,
+        count: usize,
+        late_bytes: &mut usize,
+    ) -> Next {
+        let mut next = Next::Idle;
+        for index in 0..count {
+            let Some((message, payload)) = batch.get(index) else { break };
+            if self.from_guest {
+                self.life.on_answered(ctx.now)
+            } else {
+                self.life.on_sent(ctx.now)
+            }
+            let result = match next {
+                Next::Wait => Err(Refused::Full),
+                _ => deliver(ctx, key, payload, message.segment),
+            };
+            match result {
+                Ok(()) => {}
+                Err(Refused::TooLarge) => ctx.shared.drop(DropReason::TooLarge),
+                Err(_) if late_bytes.saturating_add(payload.len()) > MAX_LATE => {
+                    ctx.shared.drop(DropReason::NoRoom);
+                    next = Next::Wait;
+                }
+                Err(_) => {
+                    *late_bytes += payload.len();
+                    self.late.bytes += payload.len();
+                    self.late.waiting.push_back((payload.to_vec(), message.segment));
+                    next = Next::Wait;
+                }
+            }
+        }
+        next
+    }
+
+    fn deliver_late<H, K: Sink>(
+        &mut self,
+        ctx: &mut Ctx<'_, H, K>,
+        key: &FlowKey,
+        late_bytes: &mut usize,
+    ) -> Next {
+        while let Some((payload, segment)) = self.late.waiting.front() {
+            match deliver(ctx, key, payload, *segment) {
+                Ok(()) => {}
+                Err(Refused::TooLarge) => ctx.shared.drop(DropReason::TooLarge),
+                Err(_) => return Next::Wait,
+            }
+            *late_bytes = late_bytes.saturating_sub(payload.len());
+            self.late.bytes = self.late.bytes.saturating_sub(payload.len());
+            self.late.waiting.pop_front();
+        }
+        Next::Idle
+    }
+}
