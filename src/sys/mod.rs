@@ -7,7 +7,7 @@
 pub mod epoll;
 pub mod process;
 pub mod socket;
-pub mod unread;
+pub mod unix;
 
 use std::io;
 

@@ -5,11 +5,13 @@
 //! is one the handler knows; the gate answers the others itself.
 
 use super::session::Session;
-use crate::sys::unread::{unread, unsent};
+use crate::sys::unix::{receive, unread, unsent};
 use nix::sys::socket::{MsgFlags, recv, send};
+use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
-use vhost::vhost_user::VhostUserProtocolFeatures;
+use vhost::vhost_user::message::VhostUserMemoryRegion;
+use vhost::vhost_user::{VhostUserBackendReqHandlerMut, VhostUserProtocolFeatures};
 
 /// Bytes of a message's header: request, flags, size, all native u32.
 const HEADER: usize = 12;
@@ -28,6 +30,7 @@ const NEED_REPLY: u32 = 8;
 
 /// Requests that the gate knows.
 mod request {
+    pub(super) const SET_MEM_TABLE: u32 = 5;
     pub(super) const SET_LOG_FD: u32 = 7;
     pub(super) const GET_QUEUE_NUM: u32 = 17;
     pub(super) const SET_VRING_ENABLE: u32 = 18;
@@ -118,6 +121,9 @@ fn is_for_handler(code: u32, session: &Session) -> bool {
         request::SET_VRING_ENABLE => session.knows_protocol_features(),
         // The handler leaves it unanswered unless MQ was negotiated.
         request::GET_QUEUE_NUM => session.has_protocol(VhostUserProtocolFeatures::MQ),
+        // The handler wants bodies of exactly as many regions as there are; user-mode Linux 6.1
+        // always sends room for two.
+        request::SET_MEM_TABLE => false,
         0
         | request::SET_LOG_FD
         | request::SEND_RARP
@@ -132,49 +138,73 @@ fn is_for_handler(code: u32, session: &Session) -> bool {
     }
 }
 
-/// Takes a message off the stream and answers it. Descriptors that came with it are closed by the
-/// kernel, as we give it no room for them.
+/// Takes a message off the stream and answers it. Descriptors that it does not call for are closed.
 fn intercept(stream: &UnixStream, header: Header, session: &mut Session) -> Option<Step> {
     let mut message = [0; HEADER + MAX_BODY];
     let message = message.get_mut(..HEADER + header.size)?;
+    let mut descriptors = Vec::new();
     let mut got = 0;
     while let Some(rest @ [_, ..]) = message.get_mut(got..) {
         // A read ends where descriptors are attached: so more than one may be needed.
-        match recv(stream.as_raw_fd(), rest, MsgFlags::MSG_DONTWAIT) {
+        match receive(stream.as_fd(), rest, &mut descriptors) {
             Ok(n @ 1..) => got += n,
-            Err(nix::Error::EINTR) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
             _ => return None,
         }
     }
     let body = message.get(HEADER..)?;
-    let answer = match header.request {
-        request::SET_VRING_ENABLE => Some(u64::from(!enable_early(body, session))),
-        request::SEND_RARP => Some(0),
-        request::NET_SET_MTU => Some(u64::from(body.len() != 8)),
-        _ => Some(1),
-    };
     if header.request == request::GET_QUEUE_NUM {
-        // Queue pairs; a request that is always replied to.
+        // Queue pairs. This one is always replied to.
         reply(stream, header.request, 1)?;
         return Some(Step::Done { refused: false });
     }
-    let value = answer.unwrap_or(1);
+    let done = match header.request {
+        request::SET_MEM_TABLE => {
+            let files = descriptors.into_iter().map(File::from).collect();
+            set_mem_table(body, files, session).is_some()
+        }
+        request::SET_VRING_ENABLE => enable_early(body, session).is_some(),
+        request::SEND_RARP => true,
+        request::NET_SET_MTU => body.len() == 8,
+        _ => false,
+    };
     if header.flags & NEED_REPLY != 0 && session.has_protocol(VhostUserProtocolFeatures::REPLY_ACK)
     {
-        reply(stream, header.request, value)?;
+        reply(stream, header.request, u64::from(!done))?;
     }
-    Some(Step::Done { refused: value != 0 })
+    Some(Step::Done { refused: !done })
+}
+
+/// SET_MEM_TABLE {number u32, padding u32, regions {guest, size, VMM's, offset: u64}}, one
+/// descriptor for each; what follows them is not looked at.
+fn set_mem_table(body: &[u8], files: Vec<File>, session: &mut Session) -> Option<()> {
+    let (number, rest) = body.split_first_chunk::<4>()?;
+    let number = u32::from_ne_bytes(*number) as usize;
+    if number == 0 || number != files.len() {
+        return None;
+    }
+    let mut words = rest.get(4..)?.chunks_exact(8).map(|word| {
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(word);
+        u64::from_ne_bytes(bytes)
+    });
+    let mut regions = Vec::with_capacity(number);
+    for _ in 0..number {
+        let (guest, size) = (words.next()?, words.next()?);
+        regions.push(VhostUserMemoryRegion::new(guest, size, words.next()?, words.next()?));
+    }
+    session.set_mem_table(&regions, files, None).ok().map(drop)
 }
 
 /// SET_VRING_ENABLE {index u32, enable u32} before SET_FEATURES.
-fn enable_early(body: &[u8], session: &mut Session) -> bool {
-    let Ok([a, b, c, d, enable @ ..]) = <[u8; 8]>::try_from(body) else { return false };
+fn enable_early(body: &[u8], session: &mut Session) -> Option<()> {
+    let [a, b, c, d, enable @ ..] = <[u8; 8]>::try_from(body).ok()?;
     let enable = match u32::from_ne_bytes(enable) {
         0 => false,
         1 => true,
-        _ => return false,
+        _ => return None,
     };
-    session.enable(u32::from_ne_bytes([a, b, c, d]), enable).is_ok()
+    session.enable(u32::from_ne_bytes([a, b, c, d]), enable).ok()
 }
 
 /// Sends a reply of one u64.
