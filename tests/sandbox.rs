@@ -129,6 +129,14 @@ fn helper(part: &str) -> ! {
             // Until the test closes our standard input.
             let _ = std::io::stdin().read(&mut [0]);
         }
+        "chatter" => {
+            for i in 0..5000 {
+                log::info!(target: "passt::test", "line {i} of more than a pipe takes");
+            }
+            println!("ready");
+            let _ = std::io::stdin().read(&mut [0]);
+            log::info!(target: "passt::test", "at last");
+        }
         "serve" => {
             let mut fds = [nix::poll::PollFd::new(signals.as_fd(), nix::poll::PollFlags::POLLIN)];
             nix::poll::poll(&mut fds, nix::poll::PollTimeout::NONE).expect("waits");
@@ -472,6 +480,23 @@ fn a_days_work_is_allowed_and_the_log_stays_below_its_limit() {
     fs::remove_file(path).expect("is removed");
 }
 
+fn a_terminal_that_nobody_reads_costs_lines_and_not_time() {
+    let mut child = command("chatter");
+    child.stderr(Stdio::piped()).env("RUN_AS", own_ids());
+    // It says that it is ready only after all its lines.
+    let mut helper = Waiting::start(&mut child);
+    let mut stderr = File::from(std::os::fd::OwnedFd::from(helper.0.stderr.take().expect("piped")));
+    let mut said = vec![0; 1 << 20];
+    let n = stderr.read(&mut said).expect("a full pipe");
+    let first = String::from_utf8_lossy(&said[..n]).into_owned();
+    assert!(first.starts_with("line 0 of more") && first.ends_with('\n'), "{first}");
+    drop(helper);
+    let last = std::io::read_to_string(stderr).expect("the rest");
+    let lost = 5000 - first.lines().count();
+    assert!(lost > 0);
+    assert_eq!(last, format!("({lost} messages lost) at last\n"));
+}
+
 fn abort_ends_by_its_own_signal() {
     let out = output(&mut command("abort"));
     assert_eq!(out.status.signal(), Some(libc::SIGABRT), "{out:?}");
@@ -580,6 +605,7 @@ const TESTS: &[(&str, fn())] = tests![
     a_daemon_that_cannot_start_tells_its_starter_why,
     forbidden_system_calls_kill_the_process,
     a_days_work_is_allowed_and_the_log_stays_below_its_limit,
+    a_terminal_that_nobody_reads_costs_lines_and_not_time,
     abort_ends_by_its_own_signal,
     where_user_namespaces_are_forbidden_the_start_fails_in_known_words,
     where_user_namespaces_are_forbidden_one_can_go_on_with_a_warning,
