@@ -1,1 +1,356 @@
-//! To come.
+//! Start-up in order, and the way out.
+//!
+//! The only module that knows everything: it reads the command line, asks the host, opens what
+//! needs a name in the file system, takes our privileges away, goes to the background and runs.
+//! What fails before that ends in one line on standard error and status 1, with no socket left.
+
+mod unix;
+
+use crate::config::facts::HostFacts;
+use crate::config::options::{self, Mode, Program, Request, Typed};
+use crate::config::resolv::Resolv;
+use crate::config::{self, Config, Network, Process, Socket, VhostUser, ports};
+use crate::daemon::{self, Launch, PidFile, Signals};
+use crate::engine::{self, Engine};
+use crate::host::netlink;
+use crate::host::sockets::{Setup, Sockets};
+use crate::link::Link;
+use crate::link::capture::Capture;
+use crate::link::vhost::{Settings, VhostLink};
+use crate::runtime::Clock;
+use crate::runtime::worker::{Exit, Worker};
+use crate::sandbox::{self, Identity, Jail, Jailed, Role, RunAs, RunAsError, Started};
+use crate::sys::epoll::Epoll;
+use crate::sys::error_text;
+use crate::sys::socket::{self, Family, Kind};
+use crate::token::{Interest, Token};
+use ::log::{error, info, warn};
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::{SystemTime, UNIX_EPOCH};
+use unix::Bound;
+
+/// Bytes of a small file of the system's that are read at most.
+const MAX_FILE: u64 = 1 << 16;
+
+/// Flows of each protocol at most; descriptors usually run out before.
+const MAX_FLOWS: usize = 1 << 17;
+
+/// Why the program ends with status 1.
+#[derive(Debug)]
+enum Error {
+    Config(config::Error),
+    Log(crate::log::Error),
+    Daemon(daemon::Error),
+    Sandbox(sandbox::Error),
+    RunAs(RunAsError),
+    Unix(unix::Error),
+    Netlink(io::Error),
+    /// `--fd` names no Unix socket.
+    NoSocket(i32),
+    /// Something that works on every system we know of.
+    System(&'static str, io::Error),
+    /// A port that must be listened on cannot be; said already.
+    Listen,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config(e) => e.fmt(f),
+            Self::Log(e) => e.fmt(f),
+            Self::Daemon(e) => e.fmt(f),
+            Self::Sandbox(e) => e.fmt(f),
+            Self::RunAs(e) => e.fmt(f),
+            Self::Unix(e) => e.fmt(f),
+            Self::Netlink(e) => write!(f, "Couldn't ask the kernel for routes: {}", error_text(e)),
+            Self::NoSocket(fd) => write!(f, "Invalid --fd: {fd} is no UNIX domain socket"),
+            Self::System(what, e) => write!(f, "Couldn't {what}: {}", error_text(e)),
+            Self::Listen => f.write_str("Couldn't listen on requested ports"),
+        }
+    }
+}
+
+macro_rules! errors_from {
+    ($($variant:ident($source:ty)),* $(,)?) => {
+        $(impl From<$source> for Error {
+            fn from(error: $source) -> Self {
+                Self::$variant(error)
+            }
+        })*
+    };
+}
+
+errors_from! {
+    Config(config::Error),
+    Log(crate::log::Error),
+    Daemon(daemon::Error),
+    Sandbox(sandbox::Error),
+    RunAs(RunAsError),
+    Unix(unix::Error),
+}
+
+/// Runs `program` with the arguments of the process, and returns its exit status.
+pub fn main(program: Program) -> ExitCode {
+    let mut args = std::env::args_os();
+    let argv0 = args.next().unwrap_or_else(|| OsString::from(program.name()));
+    let args: Vec<_> = args.collect();
+    match options::parse(program, &argv0.to_string_lossy(), &args) {
+        Ok(Request::Print(text)) => print(&text),
+        Ok(Request::Run(mode, typed)) => match run(program, mode, &typed) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(e) => {
+                error!("{e}");
+                ExitCode::FAILURE
+            }
+        },
+        Err(e) => {
+            complain(&e);
+            complain(&e.usage.as_deref().unwrap_or_default());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn print(text: &str) -> ExitCode {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Writes to standard error, which may be closed: then there is nobody to tell.
+fn complain(text: &dyn fmt::Display) {
+    let text = text.to_string();
+    if !text.is_empty() {
+        let _ = writeln!(io::stderr(), "{}", text.trim_end());
+    }
+}
+
+fn run(program: Program, mode: Mode, typed: &Typed) -> Result<(), Error> {
+    let process = Process::new(typed);
+    // Descriptors that we inherited go first, before we have any of our own.
+    let inherited = daemon::take_over(typed.fd).inspect_err(|e| complain(e))?;
+    crate::log::init(&log_options(program, &process)).inspect_err(|e| complain(e))?;
+    Config::supports(mode)?;
+    let started = Started::begin()?;
+    let signals = Signals::block()?;
+    let (config, warnings) = Config::new(mode, typed, &facts()?)?;
+    warnings.iter().for_each(|warning| warn!("{warning}"));
+    match config {
+        Config::VhostUser(config) => vhost_user(started, signals, inherited, &config),
+    }
+}
+
+fn log_options(program: Program, process: &Process) -> crate::log::Options {
+    use crate::log::Verbosity;
+    crate::log::Options {
+        verbosity: match process.verbosity {
+            options::Verbosity::Quiet => Verbosity::Quiet,
+            options::Verbosity::Info => Verbosity::Normal,
+            options::Verbosity::Debug => Verbosity::Debug,
+            options::Verbosity::Trace => Verbosity::Trace,
+        },
+        program: program.name(),
+        version: env!("CARGO_PKG_VERSION"),
+        file: process.log_file.clone(),
+        file_limit: process.log_size,
+    }
+}
+
+/// What the host says, by netlink and in files.
+fn facts() -> Result<HostFacts, Error> {
+    let mut facts = netlink::facts().map_err(Error::Netlink)?;
+    facts.ipv6 = socket::open(Family::V6, Kind::Datagram).is_ok();
+    if let Some(text) = read_file("/etc/resolv.conf") {
+        facts.resolv = Resolv::parse(&text);
+    }
+    let range = read_file("/proc/sys/net/ipv4/ip_local_port_range");
+    if let Some(range) = range.as_deref().and_then(ports::parse_ephemeral) {
+        facts.ephemeral = range;
+    }
+    Ok(facts)
+}
+
+/// The beginning of a file; `None` when there is none to be read.
+fn read_file(path: &str) -> Option<String> {
+    let mut bytes = Vec::new();
+    File::open(path).ok()?.take(MAX_FILE).read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Where the front-end comes from.
+enum Door {
+    Listener(Bound, UnixListener),
+    Connected(UnixStream),
+}
+
+fn open_door(socket: &Socket, inherited: Option<OwnedFd>) -> Result<Door, Error> {
+    let (bound, listener) = match (socket, inherited) {
+        (Socket::Connected(_), Some(fd)) => {
+            let stream = UnixStream::from(fd);
+            // Only a Unix socket has an address that the library understands.
+            return match (stream.local_addr(), socket) {
+                (Err(_), Socket::Connected(fd)) => Err(Error::NoSocket(*fd)),
+                _ => Ok(Door::Connected(stream)),
+            };
+        }
+        (Socket::Connected(fd), None) => return Err(Error::NoSocket(*fd)),
+        (Socket::Listen(path), _) => Bound::at(path)?,
+        (Socket::ListenAnywhere, _) => Bound::anywhere()?,
+    };
+    info!("UNIX domain socket bound at {}", bound.path().display());
+    Ok(Door::Listener(bound, listener))
+}
+
+fn vhost_user(
+    started: Started,
+    signals: Signals,
+    inherited: Option<OwnedFd>,
+    config: &VhostUser,
+) -> Result<(), Error> {
+    let process = &config.process;
+    let run_as = process.runas.as_deref().map(str::parse::<RunAs>).transpose()?;
+    let identity = Identity::choose(run_as.as_ref())?;
+    let epoll = Rc::new(Epoll::new().map_err(|e| Error::System("make an epoll", e))?);
+
+    // Everything that has a name in the file system or a low port, before we lose the right to.
+    let door = open_door(&config.socket, inherited)?;
+    let pid_file = process.pid.as_deref().map(PidFile::open).transpose()?;
+    let capture = config.network.pcap.as_deref().and_then(open_capture);
+    let sockets = open_sockets(&epoll, &config.network)?;
+    let hash_key = random_key().map_err(|e| Error::System("get random numbers", e))?;
+    config.network.summary().iter().for_each(|line| info!("{line}"));
+    let launch = Launch::prepare(!process.foreground, pid_file)?;
+
+    let settings = Settings { mtu: config.network.guest.mtu, ..Settings::default() };
+    let link_error = |e| Error::System("watch the socket", e);
+    let (bound, link) = match door {
+        Door::Listener(bound, listener) => {
+            let link = VhostLink::listen(listener, config.one_off, Rc::clone(&epoll), settings);
+            (Some(bound), link.map_err(link_error)?)
+        }
+        Door::Connected(stream) => {
+            let link = VhostLink::connected(stream, Rc::clone(&epoll), settings);
+            (None, link.map_err(link_error)?)
+        }
+    };
+    let jail = Jail { pid_namespace: !process.foreground, ..Jail::default() };
+    let jailed = started.identify(identity)?.jail(&jail)?;
+    let service = Service { jailed, launch, bound, signals, epoll, role: Role::VhostUser };
+    let clock = Clock::start();
+    let engine = Engine::new(sockets, engine_settings(&config.network, hash_key), clock.now());
+    match capture {
+        None => service.run(link, engine, clock),
+        Some(file) => {
+            let link = Capture::new(link, file, Box::new(time_of_day));
+            service.run(link.map_err(|e| Error::System("write the capture", e))?, engine, clock)
+        }
+    }
+}
+
+/// A capture that cannot be made costs a warning only: the guest is served all the same.
+fn open_capture(path: &Path) -> Option<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    options
+        .open(path)
+        .inspect_err(|e| warn!("Couldn't open capture {}: {}", path.display(), error_text(e)))
+        .ok()
+}
+
+/// Seconds since 1970 and microseconds: captures carry the time of day.
+fn time_of_day() -> (u64, u32) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    (now.as_secs(), now.subsec_micros())
+}
+
+fn open_sockets(epoll: &Rc<Epoll>, network: &Network) -> Result<Sockets, Error> {
+    let setup = Setup {
+        v4: network.guest.v4.is_some(),
+        v6: network.guest.v6.is_some(),
+        outbound_v4: network.translation.v4.outbound,
+        outbound_v6: network.translation.v6.outbound,
+        scope: network.templates.v6.as_ref().map_or(0, |template| template.interface),
+        ..Setup::default()
+    };
+    let opened = Sockets::new(Rc::clone(epoll), setup);
+    let mut sockets = opened.map_err(|e| Error::System("set up sockets", e))?;
+    let listened = sockets.listen(&network.forwards).map_err(|failure| {
+        error!("{failure}");
+        Error::Listen
+    })?;
+    listened.warnings.iter().for_each(|warning| warn!("{warning}"));
+    Ok(sockets)
+}
+
+/// 128 bits that nobody else knows.
+fn random_key() -> io::Result<[u8; 16]> {
+    let mut key = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut key)?;
+    Ok(key)
+}
+
+fn engine_settings(network: &Network, hash_key: [u8; 16]) -> engine::Settings {
+    let config::Protocols { tcp, udp, icmp } = network.protocols;
+    engine::Settings {
+        view: network.guest.clone(),
+        translation: network.translation.clone(),
+        rules: network.forwards.clone(),
+        protocols: engine::Protocols { tcp, udp, icmp },
+        max_flows: MAX_FLOWS,
+        hash_key,
+    }
+}
+
+/// All that is ready to serve, but for the last steps that have to be taken in this order.
+struct Service {
+    jailed: Jailed,
+    launch: Launch,
+    bound: Option<Bound>,
+    signals: Signals,
+    epoll: Rc<Epoll>,
+    role: Role,
+}
+
+impl Service {
+    /// Goes to the background, locks up, says that we are ready, and serves.
+    fn run<L: Link>(self, link: L, engine: Engine<Sockets>, clock: Clock) -> Result<(), Error> {
+        // The starter exits in here.
+        let ready = self.launch.go()?;
+        // A signalfd wakes the process that added it to the epoll, so not before the fork.
+        let interest = Interest { readable: true, ..Interest::default() };
+        if let Err(e) = self.epoll.add(self.signals.as_fd(), Token::Signal, interest) {
+            ready.fail(&Error::System("watch signals", e));
+        }
+        let mut worker = Worker::new(link, engine, self.epoll, clock);
+        if let Err(e) = self.jailed.lock(self.role) {
+            ready.fail(&e);
+        }
+        if let Some(bound) = self.bound {
+            bound.keep();
+        }
+        ready.report();
+        match worker.run() {
+            Ok(Exit::ClientGone) => {
+                info!("Client gone, exiting");
+                Ok(())
+            }
+            Ok(Exit::Signal) => {
+                info!("Asked by a signal, exiting");
+                Ok(())
+            }
+            Err(e) => Err(Error::System("go on", e)),
+        }
+    }
+}

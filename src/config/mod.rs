@@ -17,7 +17,7 @@ use crate::flow::Protocol;
 use facts::HostFacts;
 use guest::{GuestView, Translation};
 use network::{Enabled, Templates};
-use options::{Family, Mode, RunAs, Typed, Verbosity};
+use options::{Family, Mode, Typed, Verbosity};
 use ports::Rule;
 use std::fmt;
 use std::path::PathBuf;
@@ -44,8 +44,8 @@ pub struct Process {
     pub log_size: u64,
     /// Where its number is written.
     pub pid: Option<PathBuf>,
-    /// Whom it becomes.
-    pub runas: Option<RunAs>,
+    /// Whom it becomes, as typed.
+    pub runas: Option<String>,
 }
 
 impl Process {
@@ -175,14 +175,23 @@ impl From<ports::Error> for Error {
 }
 
 impl Config {
+    /// Whether there is such a program yet.
+    ///
+    /// # Errors
+    /// [`Error::NotYet`].
+    pub const fn supports(mode: Mode) -> Result<(), Error> {
+        match mode {
+            Mode::VhostUser => Ok(()),
+            Mode::Passt | Mode::Pasta => Err(Error::NotYet(mode)),
+        }
+    }
+
     /// What `typed` means on this host, and what the user is to be warned of.
     ///
     /// # Errors
     /// What makes no sense.
     pub fn new(mode: Mode, typed: &Typed, facts: &HostFacts) -> Result<(Self, Vec<String>), Error> {
-        if mode != Mode::VhostUser {
-            return Err(Error::NotYet(mode));
-        }
+        Self::supports(mode)?;
         let socket = match (typed.fd, &typed.socket) {
             (Some(_), Some(_)) => return Err(Error::FdAndSocket),
             (Some(fd), None) => Socket::Connected(fd),

@@ -70,25 +70,6 @@ pub enum Family {
     V6,
 }
 
-/// Whom to become (`--runas`), before names are looked up.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RunAs {
-    /// `UID` or `UID:GID`; a group alone is the same number.
-    Ids {
-        /// User.
-        uid: u32,
-        /// Group.
-        gid: u32,
-    },
-    /// `LOGIN` or `LOGIN:GROUP`; without a group, the login's own.
-    Names {
-        /// User.
-        login: String,
-        /// Group, a name or a number.
-        group: Option<String>,
-    },
-}
-
 /// What was typed for one IP version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PerFamily<A> {
@@ -143,8 +124,8 @@ pub struct Typed {
     pub pcap: Option<PathBuf>,
     /// `--pid`.
     pub pid: Option<PathBuf>,
-    /// `--runas`.
-    pub runas: Option<RunAs>,
+    /// `--runas`, as it stands: names are not looked up here.
+    pub runas: Option<String>,
     /// `--mtu`; 0 is a value.
     pub mtu: Option<u16>,
     /// `--mac-addr`.

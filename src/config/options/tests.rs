@@ -99,6 +99,7 @@ fn values_are_set() {
         ("-n 0", |t| t.netmask == Some(0)),
         ("-n 0.0.0.0", |t| t.netmask == Some(0)),
         ("-n 255.255.255.255", |t| t.netmask == Some(32)),
+        ("--runas a:b", |t| t.runas.as_deref() == Some("a:b")),
         ("-H host", |t| t.hostname.as_deref() == Some("host")),
         ("--fqdn a.b.c.", |t| t.fqdn.as_deref() == Some("a.b.c.")),
         ("-S a -S b.c", |t| t.search == ["a", "b.c"]),
@@ -150,25 +151,6 @@ fn dns_none_forgets_what_came_before() {
     assert!(!t.no_dns && t.dns.len() == 1);
     let t = typed("-D 192.0.2.1 -D 192.0.2.2 -D 192.0.2.3 -D 192.0.2.4 -D 2001:db8::1");
     assert_eq!((t.dns.len(), t.warnings.len()), (4, 1));
-}
-
-#[test]
-fn users_are_taken_as_numbers_or_names() {
-    let name = |login: &str, group: Option<&str>| {
-        Some(RunAs::Names { login: login.to_owned(), group: group.map(str::to_owned) })
-    };
-    for (text, expected) in [
-        ("1000", Some(RunAs::Ids { uid: 1000, gid: 1000 })),
-        ("0", Some(RunAs::Ids { uid: 0, gid: 0 })),
-        ("0x10:010", Some(RunAs::Ids { uid: 16, gid: 8 })),
-        ("nobody", name("nobody", None)),
-        ("nobody:nogroup", name("nobody", Some("nogroup"))),
-    ] {
-        assert_eq!(typed(&format!("--runas {text}")).runas, expected, "{text}");
-    }
-    for text in ["root", "root:root", ":1", "1:", "1:staff", "4294967295"] {
-        assert!(refused(&format!("--runas {text}")).starts_with("Invalid --runas"), "{text}");
-    }
 }
 
 #[test]

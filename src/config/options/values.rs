@@ -1,6 +1,6 @@
 //! Values of single options: text to number, address or name, each with the rules of its option.
 
-use super::{PerFamily, RunAs, Typed};
+use super::{PerFamily, Typed};
 use crate::wire::MacAddr;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::ffi::OsStrExt;
@@ -302,28 +302,10 @@ pub(super) fn map_guest_addr(typed: &mut Typed, text: &str) -> Outcome {
     per_family(typed, what, text, bad_mapping, |f| &mut f.map_guest_addr, |f| &mut f.map_guest_addr)
 }
 
+/// Who that is, is a matter of the host's databases.
 pub(super) fn runas(typed: &mut Typed, text: &str) -> Outcome {
-    typed.runas = Some(parse_runas(text).ok_or_else(|| format!("Invalid --runas option: {text}"))?);
+    typed.runas = Some(text.to_owned());
     Ok(())
-}
-
-fn parse_runas(text: &str) -> Option<RunAs> {
-    let id =
-        |text: &str| number(text).and_then(|n| u32::try_from(n).ok()).filter(|n| *n != u32::MAX);
-    let (user, group) = match text.split_once(':') {
-        Some((user, group)) => (user, Some(group)),
-        None => (text, None),
-    };
-    if user.is_empty() || user == "root" || group == Some("") {
-        return None;
-    }
-    match (id(user), group.map(id)) {
-        (Some(uid), None) => Some(RunAs::Ids { uid, gid: uid }),
-        (Some(uid), Some(Some(gid))) => Some(RunAs::Ids { uid, gid }),
-        (Some(_), Some(None)) => None,
-        (None, _) if user.starts_with(|c: char| c.is_ascii_digit()) => None,
-        (None, _) => Some(RunAs::Names { login: user.to_owned(), group: group.map(str::to_owned) }),
-    }
 }
 
 /// `--repair-path`: only the word that switches it off is known so far.
