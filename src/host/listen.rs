@@ -24,6 +24,7 @@ const MAX_ATTEMPTS: usize = 16;
 pub struct Listener {
     fd: OwnedFd,
     v4: bool,
+    watched: bool,
     /// What is listened to.
     pub listening: Listening,
 }
@@ -134,7 +135,7 @@ impl Sockets {
         let interest = Interest { readable: true, ..Interest::default() };
         self.epoll.add(fd.as_fd(), Token::Listener(index), interest)?;
         let listening = Listening { protocol: spec.protocol, rule, port };
-        self.listeners.push(Listener { fd, v4, listening });
+        self.listeners.push(Listener { fd, v4, watched: true, listening });
         Ok(())
     }
 
@@ -194,13 +195,22 @@ impl Sockets {
         }
     }
 
+    /// Watches listener `index`, or stops to; starved ones stay as they are.
+    pub(super) fn watch_listener(&mut self, index: u32, readable: bool) {
+        let Some(listener) = self.listeners.get_mut(index as usize) else { return };
+        if listener.watched == readable || self.starved.contains(&index) {
+            return;
+        }
+        let interest = Interest { readable, ..Interest::default() };
+        if self.epoll.modify(listener.fd.as_fd(), Token::Listener(index), interest).is_ok() {
+            listener.watched = readable;
+        }
+    }
+
     /// Stops to watch a listener that could only fail again, and says that there is no connection.
     fn starve(&mut self, index: u32) -> io::Result<()> {
-        if let Some(listener) = self.listeners.get(index as usize) {
-            let token = Token::Listener(index);
-            self.epoll.modify(listener.fd.as_fd(), token, Interest::default())?;
-            self.starved.push(index);
-        }
+        self.watch_listener(index, false);
+        self.starved.push(index);
         Err(io::ErrorKind::WouldBlock.into())
     }
 
@@ -215,13 +225,8 @@ impl Sockets {
         if self.spare.is_none() {
             self.spare = self.epoll.as_fd().try_clone_to_owned().ok();
         }
-        let interest = Interest { readable: true, ..Interest::default() };
         for index in std::mem::take(&mut self.starved) {
-            let Some(listener) = self.listeners.get(index as usize) else { continue };
-            let token = Token::Listener(index);
-            if self.epoll.modify(listener.fd.as_fd(), token, interest).is_err() {
-                self.starved.push(index);
-            }
+            self.watch_listener(index, true);
         }
     }
 

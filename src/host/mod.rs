@@ -112,9 +112,10 @@ pub trait Host {
         None
     }
 
-    /// Opens a UDP socket for `flow`, connected to `remote` and watched for input. It is bound to
-    /// `local.addr` if that is specified, and to `local.port` if that is free (else to any port: a
-    /// guest's source port is a wish). Returns our end as the kernel has it.
+    /// Opens a UDP socket for `flow`, connected to `remote` and watched for input. With an
+    /// unspecified `local.addr` the host chooses the address, and `local.port` is a wish (a
+    /// guest's source port); otherwise it is bound to `local`, or fails. Returns our end as the
+    /// kernel has it.
     fn open_udp(
         &mut self,
         local: Endpoint,
@@ -139,7 +140,8 @@ pub trait Host {
 
     /// Sends `messages`, whose payloads stand one behind the other in `spans`, with this TTL or hop
     /// limit; returns how many were taken. A message that the kernel refuses is an error only if
-    /// it is the first; `WouldBlock` means that the socket is full.
+    /// it is the first; `WouldBlock` means that the socket is full. An error may also be that of an
+    /// earlier message, for which [`Host::next_error`] tells more: then the same may go next time.
     fn send_messages(
         &mut self,
         socket: &mut Self::Datagram,
@@ -153,7 +155,8 @@ pub trait Host {
 
     /// Receives what fits `batch`, which is emptied first; returns how many messages came.
     /// `WouldBlock` when there are none. With `coalesce`, runs of datagrams of equal size may come
-    /// as one message ([`Message::segment`]).
+    /// as one message ([`Message::segment`]). Where [`Message::from`] is set and is not the
+    /// remote end, a stranger's message came between binding and connecting, or to a ping socket.
     fn receive_messages(
         &mut self,
         socket: &mut Self::Datagram,
@@ -169,6 +172,17 @@ pub trait Host {
     fn receive_listener(&mut self, listener: u32, batch: &mut Batch) -> io::Result<(usize, usize)> {
         let _ = (listener, batch);
         Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Stops to report input of `socket`, which stays there, or goes on. Errors are always
+    /// reported.
+    fn pause(&mut self, socket: &mut Self::Datagram, paused: bool) {
+        let _ = (socket, paused);
+    }
+
+    /// Stops to report what waits at listener `listener`, or goes on.
+    fn pause_listener(&mut self, listener: u32, paused: bool) {
+        let _ = (listener, paused);
     }
 
     /// The next entry of the socket's error queue (IP_RECVERR), with the payload that it quotes; or

@@ -3,17 +3,20 @@
 //! Options are set once, events are programmed when they change, features of the kernel are probed
 //! once ([`Features`]). Knows nothing of guests, frames or protocols' states.
 
+mod datagram;
 mod peek;
 mod stream;
 #[cfg(test)]
 mod tests;
 
+pub use datagram::Datagram;
 pub use stream::Stream;
 
+use self::datagram::Tables;
 use self::peek::Scratch;
 use super::listen::Listener;
-use super::{Accepted, Connect, Host, StreamInfo};
-use crate::flow::{Endpoint, FlowId};
+use super::{Accepted, Batch, Connect, Host, Outbound, SocketError, StreamInfo};
+use crate::flow::{Endpoint, FlowId, Protocol};
 use crate::span::{Span, SpanMut};
 use crate::sys::epoll::Epoll;
 use crate::sys::socket::{self, Family, IntOption, Kind};
@@ -132,6 +135,7 @@ pub struct Sockets {
     pub(super) starved: Vec<u32>,
     /// Where peeks without SO_PEEK_OFF put what they are not asked for.
     scratch: Scratch,
+    pub(super) tables: Tables,
 }
 
 impl Sockets {
@@ -151,6 +155,7 @@ impl Sockets {
             spare,
             starved: Vec::new(),
             scratch: Scratch::default(),
+            tables: Tables::default(),
         })
     }
 
@@ -171,7 +176,7 @@ pub(super) const fn endpoint(address: SocketAddr) -> Endpoint {
 
 impl Host for Sockets {
     type Stream = Stream;
-    type Datagram = OwnedFd;
+    type Datagram = Datagram;
 
     fn connect(&mut self, to: Endpoint, flow: FlowId) -> io::Result<(Stream, Connect)> {
         let address = self.setup.socket_addr(to);
@@ -249,5 +254,65 @@ impl Host for Sockets {
 
     fn take_error(&mut self, stream: &Stream) -> Option<io::Error> {
         socket::take_error(stream.as_fd()).unwrap_or_else(Some)
+    }
+
+    fn listener_protocol(&self, listener: u32) -> Option<Protocol> {
+        self.listening(listener).map(|listening| listening.protocol)
+    }
+
+    fn open_udp(
+        &mut self,
+        local: Endpoint,
+        remote: Endpoint,
+        flow: FlowId,
+    ) -> io::Result<(Datagram, Endpoint)> {
+        Datagram::open_udp(&self.epoll, &self.setup, local, remote, flow)
+    }
+
+    fn open_echo(&mut self, remote: IpAddr, identifier: u16, flow: FlowId) -> io::Result<Datagram> {
+        Datagram::open_echo(&self.epoll, &self.setup, remote, identifier, flow)
+    }
+
+    fn send_messages(
+        &mut self,
+        socket: &mut Datagram,
+        messages: &[Outbound],
+        spans: &[Span<'_>],
+        ttl: u8,
+    ) -> io::Result<usize> {
+        socket.set_ttl(ttl);
+        socket.send(&mut self.tables, messages, spans)
+    }
+
+    fn receive_messages(
+        &mut self,
+        socket: &mut Datagram,
+        batch: &mut Batch,
+        coalesce: bool,
+    ) -> io::Result<usize> {
+        socket.coalesce(coalesce);
+        socket.receive(&mut self.tables, batch)
+    }
+
+    fn receive_listener(&mut self, listener: u32, batch: &mut Batch) -> io::Result<(usize, usize)> {
+        let Some(of) = self.listeners.get(listener as usize) else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        let n = self.tables.receive(of.fd(), batch, true, of.listening.port)?;
+        Ok((of.listening.rule, n))
+    }
+
+    fn pause(&mut self, socket: &mut Datagram, paused: bool) {
+        // A socket that cannot be paused is asked again; one that cannot be resumed has run into
+        // the limits of the host's memory and times out.
+        let _ = socket.watch(&self.epoll, !paused);
+    }
+
+    fn pause_listener(&mut self, listener: u32, paused: bool) {
+        self.watch_listener(listener, !paused);
+    }
+
+    fn next_error(&mut self, socket: &mut Datagram) -> Option<SocketError> {
+        socket.next_error()
     }
 }

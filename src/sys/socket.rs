@@ -3,7 +3,8 @@
 //! All sockets are made non-blocking and close-on-exec. Transfers take [`Span`]s, so payload goes
 //! between a guest's memory and the kernel without a copy of ours. Interrupted calls are repeated.
 
-pub mod address;
+mod address;
+pub mod message;
 
 use super::{check, check_len};
 use crate::span::{Span, SpanMut};
@@ -79,6 +80,8 @@ impl IntOption {
     pub const SEND_BUFFER: Self = Self::new(libc::SOL_SOCKET, libc::SO_SNDBUF);
     /// TCP_NODELAY.
     pub const NO_DELAY: Self = Self::new(libc::IPPROTO_TCP, libc::TCP_NODELAY);
+    /// UDP_GRO: runs of datagrams of equal size may be received as one.
+    pub const COALESCE: Self = Self::new(libc::IPPROTO_UDP, libc::UDP_GRO);
     /// IPV6_V6ONLY.
     pub const V6_ONLY: Self = Self::new(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY);
 
@@ -87,6 +90,24 @@ impl IntOption {
         match family {
             Family::V4 => Self::new(libc::IPPROTO_IP, libc::IP_FREEBIND),
             Family::V6 => Self::new(libc::IPPROTO_IPV6, libc::IPV6_FREEBIND),
+        }
+    }
+
+    /// IP_RECVERR, IPV6_RECVERR: keep errors with the ICMP messages behind them in a queue.
+    pub const fn error_queue(family: Family) -> Self {
+        match family {
+            Family::V4 => Self::new(libc::IPPROTO_IP, libc::IP_RECVERR),
+            Family::V6 => Self::new(libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
+        }
+    }
+
+    /// TTL or hop limit of what is sent to one node, or to a group.
+    pub const fn ttl(family: Family, multicast: bool) -> Self {
+        match (family, multicast) {
+            (Family::V4, false) => Self::new(libc::IPPROTO_IP, libc::IP_TTL),
+            (Family::V4, true) => Self::new(libc::IPPROTO_IP, libc::IP_MULTICAST_TTL),
+            (Family::V6, false) => Self::new(libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS),
+            (Family::V6, true) => Self::new(libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
         }
     }
 

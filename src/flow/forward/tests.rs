@@ -178,8 +178,11 @@ fn observed() -> Observed {
     observed
 }
 
+/// Peer, local address, and what the guest sees: remote end and its own.
+type RowIn<'a> = (&'a str, &'a str, Result<(&'a str, &'a str), Refusal>);
+
 #[track_caller]
-fn check_in(nat: &Translation, rows: &[(&str, &str, Result<(&str, &str), Refusal>)]) {
+fn check_in(nat: &Translation, rows: &[RowIn<'_>]) {
     for &(peer, local, expected) in rows {
         let expected = expected.map(|(remote, guest)| FlowKey {
             protocol: Tcp,

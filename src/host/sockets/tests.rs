@@ -3,10 +3,11 @@
 use super::*;
 use crate::config::ports::Rule;
 use crate::flow::Protocol;
+use crate::host::IcmpCause;
 use crate::sys::epoll::Events;
 use crate::token::{Readiness, Token};
 use std::io::{ErrorKind, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 
 const FLOW: FlowId = FlowId::new(7, 3);
 const WITHOUT: Features = Features { peek_offset_v4: false, peek_offset_v6: false };
@@ -415,4 +416,282 @@ fn the_outbound_address_is_not_used_towards_loopback() {
     drop(pair(&mut host, "127.0.0.1:0"));
     let elsewhere = Endpoint::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 9);
     host.connect(elsewhere, FLOW).unwrap_err();
+}
+
+/// A UDP flow of ours towards a socket of the standard library.
+fn udp(host: &mut Sockets, at: &str) -> (Datagram, UdpSocket, Endpoint) {
+    let far = UdpSocket::bind(at).unwrap();
+    let remote = endpoint(far.local_addr().unwrap());
+    let any = if remote.is_ipv4() { "0.0.0.0" } else { "::" };
+    let (near, ours) = host.open_udp(end(any, 0), remote, FLOW).unwrap();
+    far.connect(SocketAddr::new(ours.addr, ours.port)).unwrap();
+    (near, far, ours)
+}
+
+fn end(addr: &str, port: u16) -> Endpoint {
+    Endpoint::new(addr.parse().unwrap(), port)
+}
+
+fn plain(n: usize) -> Vec<Outbound> {
+    vec![Outbound { spans: 1, segment: None }; n]
+}
+
+#[track_caller]
+fn arrive(far: &UdpSocket, expected: &[&[u8]]) {
+    let mut room = [0; 2048];
+    for message in expected {
+        let n = far.recv(&mut room).unwrap();
+        assert_eq!(&&room[..n], message);
+    }
+}
+
+/// Waits for input and receives.
+fn receive(host: &mut Sockets, near: &mut Datagram, coalesce: bool) -> Batch {
+    let mut batch = Batch::new();
+    assert_eq!(event(host).0, Token::Datagram(FLOW));
+    let n = host.receive_messages(near, &mut batch, coalesce).unwrap();
+    assert_eq!(n, batch.messages.len());
+    batch
+}
+
+#[test]
+fn datagrams_go_out_and_come_in_by_the_batch() {
+    for at in ["127.0.0.1:0", "[::1]:0"] {
+        let mut host = sockets(WITHOUT);
+        let (mut near, far, _) = udp(&mut host, at);
+        let (a, b) = (Span::from_slice(b"abc"), Span::from_slice(b"de"));
+        // Two spans make the first message, none the second, one the third.
+        let messages = [
+            Outbound { spans: 2, segment: None },
+            Outbound { spans: 0, segment: None },
+            Outbound { spans: 1, segment: None },
+        ];
+        assert_eq!(host.send_messages(&mut near, &messages, &[a, b, b], 64).unwrap(), 3);
+        arrive(&far, &[b"abcde", b"", b"de"]);
+        for reply in [&b"one"[..], b"", b"three"] {
+            far.send(reply).unwrap();
+        }
+        let mut seen: Vec<Vec<u8>> = Vec::new();
+        while seen.len() < 3 {
+            let batch = receive(&mut host, &mut near, false);
+            let payloads = (0..batch.messages.len()).map(|i| batch.get(i).unwrap().1.to_vec());
+            seen.extend(payloads);
+        }
+        assert_eq!(seen, [&b"one"[..], b"", b"three"]);
+        let mut batch = Batch::new();
+        let none = host.receive_messages(&mut near, &mut batch, false).unwrap_err();
+        assert_eq!(none.kind(), ErrorKind::WouldBlock);
+        assert!(batch.messages.is_empty());
+    }
+}
+
+#[test]
+fn a_run_of_datagrams_is_one_call_either_way() {
+    let mut host = sockets(WITHOUT);
+    let (mut near, far, ours) = udp(&mut host, "127.0.0.1:0");
+    let bytes: Vec<u8> = (0..=249).collect();
+    let run = [Outbound { spans: 2, segment: Some(100) }];
+    let spans = [Span::from_slice(&bytes[..130]), Span::from_slice(&bytes[130..])];
+    assert_eq!(host.send_messages(&mut near, &run, &spans, 64).unwrap(), 1);
+    arrive(&far, &[&bytes[..100], &bytes[100..200], &bytes[200..]]);
+    // And back, from a socket of ours that is connected the other way round.
+    let back = endpoint(far.local_addr().unwrap());
+    drop(far);
+    let mut other = sockets(WITHOUT);
+    let (mut there, _) = other.open_udp(back, ours, FLOW).unwrap();
+    let mut batch = Batch::new();
+    let early = host.receive_messages(&mut near, &mut batch, true).unwrap_err();
+    assert_eq!(early.kind(), ErrorKind::WouldBlock, "coalescing is on from here");
+    assert_eq!(other.send_messages(&mut there, &run, &spans, 64).unwrap(), 1);
+    let batch = receive(&mut host, &mut near, true);
+    let (message, payload) = batch.get(0).unwrap();
+    assert_eq!((message.segment, payload), (Some(100), &bytes[..]));
+}
+
+#[test]
+fn a_run_that_the_kernel_cannot_cut_is_an_error() {
+    let mut host = sockets(WITHOUT);
+    let (mut near, _far, _) = udp(&mut host, "127.0.0.1:0");
+    // More datagrams than any kernel takes in a run (UDP_MAX_SEGMENTS is 64 or 128).
+    let run = [Outbound { spans: 1, segment: Some(1) }];
+    let spans = [Span::from_slice(&[0; 200])];
+    let refused = host.send_messages(&mut near, &run, &spans, 64).unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EINVAL));
+}
+
+#[test]
+fn only_the_first_refused_message_is_an_error() {
+    let mut host = sockets(WITHOUT);
+    let (mut near, far, _) = udp(&mut host, "127.0.0.1:0");
+    let huge = vec![0; 65_536];
+    let spans = [Span::from_slice(b"fine"), Span::from_slice(&huge)];
+    assert_eq!(host.send_messages(&mut near, &plain(2), &spans, 64).unwrap(), 1);
+    let refused = host.send_messages(&mut near, &plain(1), &spans[1..], 64).unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EMSGSIZE));
+    arrive(&far, &[b"fine"]);
+}
+
+#[test]
+fn a_closed_port_is_told_with_the_message_that_found_it() {
+    for (at, kind, code) in [("127.0.0.1:0", 3, 3), ("[::1]:0", 1, 4)] {
+        let mut host = sockets(WITHOUT);
+        let (mut near, far, _) = udp(&mut host, at);
+        let offender = far.local_addr().unwrap().ip();
+        drop(far);
+        let ask = [Span::from_slice(b"anyone?")];
+        assert_eq!(host.send_messages(&mut near, &plain(1), &ask, 64).unwrap(), 1);
+        assert!(event(&host).1.error);
+        let icmp = Some(IcmpCause { offender, kind, code, info: 0 });
+        let expected = SocketError { errno: libc::ECONNREFUSED, icmp, quoted: b"anyone?".to_vec() };
+        assert_eq!(host.next_error(&mut near), Some(expected));
+        assert_eq!(host.next_error(&mut near), None);
+        // An error that nobody has asked for stands in the way of the next message, once.
+        assert_eq!(host.send_messages(&mut near, &plain(1), &ask, 64).unwrap(), 1);
+        let earlier = host.send_messages(&mut near, &plain(1), &ask, 64).unwrap_err();
+        assert_eq!(earlier.kind(), ErrorKind::ConnectionRefused);
+        assert_eq!(host.send_messages(&mut near, &plain(1), &ask, 64).unwrap(), 1);
+        let queued = std::iter::from_fn(|| host.next_error(&mut near)).take(9).count();
+        assert!((2..9).contains(&queued), "{queued}");
+    }
+}
+
+#[test]
+fn ttl_is_set_when_it_differs() {
+    let mut host = sockets(WITHOUT);
+    let (mut near, _far, _) = udp(&mut host, "127.0.0.1:0");
+    let ttl =
+        |near: &Datagram| socket::get(near.as_fd(), IntOption::ttl(Family::V4, false)).unwrap();
+    for (given, set) in [(3, 3), (3, 3), (255, 255), (0, 1)] {
+        let spans = [Span::from_slice(b"x")];
+        host.send_messages(&mut near, &plain(1), &spans, given).unwrap();
+        assert_eq!(ttl(&near), set);
+    }
+}
+
+#[test]
+fn the_guests_port_is_kept_where_it_is_free() {
+    let mut host = sockets(WITHOUT);
+    let (first, far, ours) = udp(&mut host, "127.0.0.1:0");
+    let other = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let remote = endpoint(other.local_addr().unwrap());
+    let (second, same) = host.open_udp(end("0.0.0.0", ours.port), remote, FLOW).unwrap();
+    assert_eq!(same, ours, "flows of one source port share it");
+    // Someone who does not share.
+    let port = far.local_addr().unwrap().port();
+    let (_third, else_where) = host.open_udp(end("0.0.0.0", port), remote, FLOW).unwrap();
+    assert_ne!(else_where.port, port);
+    let taken = host.open_udp(end("127.0.0.1", port), remote, FLOW).unwrap_err();
+    assert_eq!(taken.raw_os_error(), Some(libc::EADDRINUSE), "an answer has to come from there");
+    drop((first, second));
+}
+
+#[test]
+fn messages_of_strangers_are_told_apart() {
+    let mut host = sockets(WITHOUT);
+    let (mut near, far, ours) = udp(&mut host, "127.0.0.1:0");
+    far.send(b"hello").unwrap();
+    let batch = receive(&mut host, &mut near, false);
+    let from = batch.messages[0].from;
+    assert_eq!(from, Some(endpoint(far.local_addr().unwrap())), "while strangers may be there");
+    far.send(b"again").unwrap();
+    let batch = receive(&mut host, &mut near, false);
+    assert_eq!(batch.messages[0].from, None, "no need to ask any more");
+    let stranger = UdpSocket::bind("127.0.0.1:0").unwrap();
+    stranger.send_to(b"psst", SocketAddr::new(ours.addr, ours.port)).unwrap();
+    let mut batch = Batch::new();
+    host.receive_messages(&mut near, &mut batch, false).unwrap_err();
+}
+
+#[test]
+fn a_paused_socket_keeps_its_input() {
+    let mut host = sockets(WITHOUT);
+    let (mut near, far, _) = udp(&mut host, "127.0.0.1:0");
+    host.pause(&mut near, true);
+    far.send(b"later").unwrap();
+    let mut events = Events::with_capacity(1);
+    let quiet = host.epoll.wait(&mut events, Some(crate::time::Duration::ZERO)).unwrap();
+    assert_eq!(quiet, 0);
+    host.pause(&mut near, false);
+    let batch = receive(&mut host, &mut near, false);
+    assert_eq!(batch.get(0).unwrap().1, b"later");
+}
+
+#[test]
+fn listeners_tell_who_sent_and_to_where() {
+    for (through, listen) in
+        [("127.0.0.1", None), ("::1", None), ("127.0.0.1", Some("0.0.0.0")), ("::1", Some("::"))]
+    {
+        let mut host = sockets(WITHOUT);
+        let port = UdpSocket::bind((through, 0)).unwrap().local_addr().unwrap().port();
+        let rules = [Rule { protocol: Protocol::Udp, ..rule(listen, port) }];
+        assert_eq!(host.listen(&rules).unwrap().sockets, 1);
+        assert_eq!(host.listener_protocol(0), Some(Protocol::Udp));
+        let far = UdpSocket::bind((through, 0)).unwrap();
+        far.send_to(b"knock", (through, port)).unwrap();
+        assert_eq!(event(&host).0, Token::Listener(0));
+        let mut batch = Batch::new();
+        assert_eq!(host.receive_listener(0, &mut batch).unwrap(), (0, 1));
+        let (message, payload) = batch.get(0).unwrap();
+        assert_eq!(payload, b"knock");
+        assert_eq!(message.from, Some(endpoint(far.local_addr().unwrap())));
+        assert_eq!(message.to, Some(end(through, port)));
+        // A flow for this peer takes its further messages, and answers from the same port.
+        let remote = message.from.unwrap();
+        let (mut flow, ours) = host.open_udp(end(through, port), remote, FLOW).unwrap();
+        assert_eq!(ours, end(through, port));
+        far.send_to(b"again", (through, port)).unwrap();
+        let batch = receive(&mut host, &mut flow, false);
+        assert_eq!(batch.get(0).unwrap().1, b"again");
+        let spans = [Span::from_slice(b"yes")];
+        assert_eq!(host.send_messages(&mut flow, &plain(1), &spans, 64).unwrap(), 1);
+        let mut room = [0; 9];
+        let (n, from) = far.recv_from(&mut room).unwrap();
+        assert_eq!((&room[..n], endpoint(from)), (&b"yes"[..], ours));
+        assert_eq!(
+            host.receive_listener(9, &mut Batch::new()).unwrap_err().kind(),
+            ErrorKind::NotFound
+        );
+    }
+}
+
+/// A network namespace of this thread's, where its group may ping.
+fn enter_own_network() {
+    use nix::sched::{CloneFlags, unshare};
+    unshare(CloneFlags::CLONE_NEWNET).expect("needs root, for a network namespace of its own");
+    let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
+    assert!(up.expect("needs the package iproute2").success());
+    std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647").unwrap();
+}
+
+#[test]
+fn pings_keep_their_identifier_where_it_is_free() {
+    enter_own_network();
+    for (remote, request, reply) in [("127.0.0.1", 8, 0), ("::1", 128, 129)] {
+        let remote: IpAddr = remote.parse().unwrap();
+        let mut host = sockets(WITHOUT);
+        let mut near = host.open_echo(remote, 0x1234, FLOW).unwrap();
+        let ask = [request, 0, 0, 0, 0x12, 0x34, 0, 7, b'h', b'i'];
+        let spans = [Span::from_slice(&ask)];
+        assert_eq!(host.send_messages(&mut near, &plain(1), &spans, 9).unwrap(), 1);
+        assert_eq!(event(&host).0, Token::Datagram(FLOW));
+        let mut batch = Batch::new();
+        assert_eq!(host.receive_messages(&mut near, &mut batch, true).unwrap(), 1);
+        let (message, payload) = batch.get(0).unwrap();
+        assert_eq!(payload[0], reply);
+        assert_eq!(payload[4..], ask[4..]);
+        assert_eq!(message.from.map(|from| from.addr), Some(remote));
+        // A second socket gets another identifier, or the first would get its replies.
+        let mut second = host.open_echo(remote, 0x1234, FLOW).unwrap();
+        host.send_messages(&mut second, &plain(1), &spans, 9).unwrap();
+        event(&host);
+        host.receive_messages(&mut second, &mut batch, false).unwrap();
+        assert_ne!(batch.get(0).unwrap().1[4..6], ask[4..6]);
+        // Whatever else a guest may claim to be an echo request is refused.
+        let lie = [Span::from_slice(&[5u8; 10])];
+        let refused = host.send_messages(&mut near, &plain(1), &lie, 9).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EINVAL));
+    }
+    // Without a route a ping is an error of this host.
+    let mut host = sockets(WITHOUT);
+    host.open_echo("192.0.2.1".parse().unwrap(), 1, FLOW).unwrap_err();
 }

@@ -20,6 +20,22 @@ impl RawAddress {
         Self { storage, len: size_of::<libc::sockaddr_storage>() as libc::socklen_t }
     }
 
+    /// The same with the length that the kernel has told elsewhere.
+    pub(super) const fn with_len(self, len: libc::socklen_t) -> Self {
+        Self { len, ..self }
+    }
+
+    /// An address that stands at the start of `bytes`.
+    pub(super) fn from_bytes(bytes: &[u8]) -> Self {
+        let mut this = Self::room();
+        let n = bytes.len().min(size_of::<libc::sockaddr_storage>());
+        let to: *mut libc::sockaddr_storage = &raw mut this.storage;
+        // SAFETY: `n` is within both, which are apart; any bytes make a valid storage.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.cast::<u8>(), n) };
+        this.len = n as libc::socklen_t;
+        this
+    }
+
     pub(super) const fn as_ptr(&self) -> *const libc::sockaddr {
         (&raw const self.storage).cast()
     }
