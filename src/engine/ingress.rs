@@ -7,7 +7,7 @@ use super::{Ctx, Flows, Owner, Shared};
 use crate::flow::deadline::Booking;
 use crate::flow::table::FlowHasher;
 use crate::host::Host;
-use crate::link::{ETHERNET_HEADER, Frame, MAX_FRAME, Offload, Sink, Source};
+use crate::link::{ETHERNET_HEADER, Frame, MAX_FRAME, Offload, Refused, Sink, Source};
 use crate::service::{self, Request, Seen};
 use crate::span::{Span, gather};
 use crate::time::Instant;
@@ -112,10 +112,18 @@ fn serve<H, K: Sink>(ctx: &mut Ctx<'_, H, K>, frame: &Frame<'_>) -> Option<()> {
     Some(())
 }
 
-/// On a new client: asks for the guest's addresses, to learn its MAC early (`data-plane` 7.1).
-pub(crate) fn learn_guest<H, K: Sink>(ctx: &mut Ctx<'_, H, K>) {
+/// On a new client: asks for the guest's addresses, to learn its MAC early (`data-plane` 7.1). A
+/// driver posts its first buffers a moment after it starts the ring: then this waits for them.
+pub(crate) fn greet<H, K: Sink>(ctx: &mut Ctx<'_, H, K>) {
     for frame in service::learn_guest(&ctx.shared.settings.view) {
-        ctx.send_frame(&frame);
+        match ctx.reserve(frame.len()) {
+            Ok(slot) => {
+                ctx.sink.write(&slot, 0, &frame);
+                ctx.sink.commit(slot, frame.len(), Offload::default());
+            }
+            Err(Refused::Full) => return ctx.shared.wait_for_room(Owner::Greeting),
+            Err(_) => return,
+        }
     }
 }
 

@@ -22,19 +22,22 @@ mod tcp;
 
 use crate::config::guest::{GuestView, Translation};
 use crate::config::ports::Rule;
-use crate::flow::deadline::Deadlines;
+use crate::flow::deadline::{Booking, Deadlines};
 use crate::flow::forward::Observed;
 use crate::flow::table::FlowHasher;
 use crate::flow::{FlowId, FlowKey, Protocol};
 use crate::host::Host;
 use crate::link::{Refused, Sink, Slot, Source};
-use crate::time::Instant;
+use crate::time::{Duration, Instant};
 use crate::token::{Readiness, Token};
 use crate::wire::MacAddr;
 use counters::{DropReason, Drops};
 use headers::Addresses;
 use std::collections::VecDeque;
 use std::io;
+
+/// How long listeners rest when the process is out of descriptors.
+const STARVED_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the engine is told at start. Immutable.
 #[derive(Clone, Debug)]
@@ -75,6 +78,10 @@ pub(crate) enum Owner {
     UdpListener(u32),
     /// The oldest datagram that is not complete.
     Fragments,
+    /// The frames that make a new guest show its addresses.
+    Greeting,
+    /// Listeners that are not watched for want of descriptors.
+    Starved,
     /// The next unsolicited router advertisement.
     RouterAdvertisement,
 }
@@ -166,6 +173,7 @@ pub struct Engine<H: Host> {
     shared: Shared,
     flows: Flows<H>,
     ra_timer: ingress::RaTimer,
+    starved: Booking,
 }
 
 impl<H: Host> Engine<H> {
@@ -191,7 +199,7 @@ impl<H: Host> Engine<H> {
             drops: Drops::default(),
             fragment_id,
         };
-        let mut engine = Self { host, shared, flows, ra_timer };
+        let mut engine = Self { host, shared, flows, ra_timer, starved: Booking::new() };
         engine.ra_timer.book(&mut engine.shared, now);
         engine
     }
@@ -283,12 +291,23 @@ impl<H: Host> Engine<H> {
             },
             _ => {}
         }
+        if matches!(token, Token::Listener(_)) {
+            self.book_starved(now);
+        }
+    }
+
+    /// Listeners that were given up for want of descriptors are tried again in a while.
+    fn book_starved(&mut self, now: Instant) {
+        if self.host.is_starved() {
+            let at = Some(now + STARVED_PAUSE);
+            self.shared.deadlines.book(&mut self.starved, Owner::Starved, at);
+        }
     }
 
     /// A guest has become able to receive: makes it show its addresses.
     pub fn on_link_up<K: Sink>(&mut self, sink: &mut K, now: Instant) {
         let mut ctx = Self::ctx(&mut self.host, &mut self.shared, sink, now);
-        ingress::learn_guest(&mut ctx);
+        ingress::greet(&mut ctx);
         self.on_room(sink, now);
     }
 
@@ -314,7 +333,8 @@ impl<H: Host> Engine<H> {
             Owner::Tcp(id) => self.flows.tcp.resume(&mut ctx, id),
             Owner::Datagram(id) => self.flows.datagrams.resume(&mut ctx, id),
             Owner::UdpListener(n) => self.flows.datagrams.on_listener(&mut ctx, n),
-            Owner::Fragments | Owner::RouterAdvertisement => {}
+            Owner::Greeting => ingress::greet(&mut ctx),
+            Owner::Fragments | Owner::Starved | Owner::RouterAdvertisement => {}
         }
     }
 
@@ -326,7 +346,12 @@ impl<H: Host> Engine<H> {
                 Owner::Tcp(id) => self.flows.tcp.on_deadline(&mut ctx, id),
                 Owner::Datagram(id) => self.flows.datagrams.on_deadline(&mut ctx, id),
                 Owner::Fragments => self.flows.fragments.on_deadline(&mut ctx),
-                Owner::UdpListener(_) => {}
+                Owner::Starved => {
+                    self.starved.clear();
+                    ctx.host.feed();
+                    self.book_starved(now);
+                }
+                Owner::UdpListener(_) | Owner::Greeting => {}
                 Owner::RouterAdvertisement => self.ra_timer.on_deadline(&mut ctx),
             }
         }

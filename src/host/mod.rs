@@ -106,6 +106,15 @@ pub trait Host {
     /// The pending error of the socket, cleared by asking (SO_ERROR).
     fn take_error(&mut self, stream: &Self::Stream) -> Option<io::Error>;
 
+    /// Whether listeners are not watched because the process was out of descriptors: call
+    /// [`Host::feed`] in a while.
+    fn is_starved(&self) -> bool {
+        false
+    }
+
+    /// Watches such listeners again.
+    fn feed(&mut self) {}
+
     /// The protocol of listener `listener`; `None` when there is no such listener.
     fn listener_protocol(&self, listener: u32) -> Option<Protocol> {
         let _ = listener;

@@ -178,6 +178,14 @@ impl Host for Sockets {
     type Stream = Stream;
     type Datagram = Datagram;
 
+    fn is_starved(&self) -> bool {
+        Self::is_starved(self)
+    }
+
+    fn feed(&mut self) {
+        Self::feed(self);
+    }
+
     fn connect(&mut self, to: Endpoint, flow: FlowId) -> io::Result<(Stream, Connect)> {
         let address = self.setup.socket_addr(to);
         let fd = socket::open(Family::of(&address), Kind::Stream)?;

@@ -188,21 +188,21 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
         id: FlowId,
         key: &FlowKey,
     ) {
+        if !self.conn.segment_due() {
+            return;
+        }
         let caps = ctx.sink.caps();
         let headers = ETHERNET_HEADER + if key.guest.is_ipv4() { ipv4::LEN } else { ipv6::LEN };
-        loop {
+        while self.conn.segment_due() {
             // Room comes first: what the machine has said once, it does not say again.
             let slot = match ctx.sink.reserve(headers + MAX_HEADER) {
                 Ok(slot) => slot,
-                Err(Refused::Full) => return self.wait(ctx, id),
-                Err(Refused::Down | Refused::TooLarge) if !self.conn.is_closed() => {
-                    return self.wait(ctx, id);
-                }
-                Err(Refused::Down | Refused::TooLarge) => return,
+                // Nobody is there to hear the last word of a connection that has ended.
+                Err(Refused::Down | Refused::TooLarge) if self.conn.is_closed() => return,
+                Err(_) => return self.wait(ctx, id),
             };
             let Some(outgoing) = self.conn.poll_segment(ctx.now) else {
-                ctx.sink.cancel(slot);
-                return;
+                return ctx.sink.cancel(slot);
             };
             write_segment(ctx, &caps, slot, key, &outgoing, 0, None);
         }
