@@ -1,0 +1,520 @@
+//! The command line of the built programs: statuses, messages, what is on which stream, and what a
+//! start leaves behind.
+
+use nix::sys::prctl::set_child_subreaper;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::PathBuf;
+use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+const PASST: &str = env!("CARGO_BIN_EXE_passt");
+const PASTA: &str = env!("CARGO_BIN_EXE_pasta");
+
+/// Runs a program with a line of words to its end.
+fn run(program: &str, line: &str) -> Output {
+    Command::new(program).args(line.split_whitespace()).output().expect("starts")
+}
+
+/// Runs a program that succeeds without a word on standard error; returns its standard output.
+#[track_caller]
+fn prints(program: &str, line: &str) -> String {
+    let output = run(program, line);
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{line}");
+    assert_eq!(output.status.code(), Some(0), "{line}");
+    String::from_utf8(output.stdout).expect("is text")
+}
+
+/// Runs a program that fails with status 1 and nothing on standard output; returns what it says.
+#[track_caller]
+fn fails(program: &str, line: &str) -> String {
+    let output = run(program, line);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{line}");
+    assert_eq!(output.status.code(), Some(1), "{line}");
+    let text = String::from_utf8(output.stderr).expect("is text");
+    assert!(!text.trim().is_empty(), "{line}");
+    text
+}
+
+/// A folder of the test's own, and the paths that the tests use in it.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("passt-cli-{}-{number}", std::process::id()));
+        fs::create_dir(&path).expect("is ours");
+        Self(path)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).to_str().expect("is text").to_owned()
+    }
+
+    fn names(&self) -> Vec<String> {
+        let names = fs::read_dir(&self.0).expect("is there");
+        names.map(|n| n.expect("is there").file_name().into_string().expect("is text")).collect()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.0).expect("is ours");
+    }
+}
+
+/// A `passt --vhost-user` in the foreground. Ends with the test.
+struct Foreground {
+    child: Child,
+    stderr: BufReader<ChildStderr>,
+    path: String,
+}
+
+impl Foreground {
+    /// Starts one, and waits until it says where its socket is.
+    fn start(line: &str) -> Self {
+        let mut child = Command::new(PASST)
+            .args(["--vhost-user", "--foreground"])
+            .args(line.split_whitespace())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let mut stderr = BufReader::new(child.stderr.take().expect("is piped"));
+        let mut said = String::new();
+        let path = loop {
+            let start = said.len();
+            assert_ne!(stderr.read_line(&mut said).expect("is text"), 0, "{said}");
+            let last = said.get(start..).unwrap_or_default();
+            if let Some(path) = last.strip_prefix("UNIX domain socket bound at ") {
+                break path.trim_end().to_owned();
+            }
+        };
+        Self { child, stderr, path }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).expect("is ours");
+    }
+
+    /// Waits for the end: its status, and what else it said.
+    fn end(mut self) -> (ExitStatus, String) {
+        let mut rest = String::new();
+        self.stderr.read_to_string(&mut rest).expect("is text");
+        let mut stdout = String::new();
+        let pipe = self.child.stdout.take();
+        pipe.expect("is piped").read_to_string(&mut stdout).expect("is text");
+        assert_eq!(stdout, "");
+        (self.child.wait().expect("is ours"), rest)
+    }
+}
+
+impl Drop for Foreground {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A port of ours that nobody else is likely to take in the next moment.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind(("0.0.0.0", 0)).expect("ports are free");
+    listener.local_addr().expect("is bound").port()
+}
+
+#[test]
+fn what_prints_prints_on_standard_output_only() {
+    for (program, name) in [(PASST, "passt"), (PASTA, "pasta")] {
+        let version = prints(program, "--version");
+        assert_eq!(version.lines().next(), Some(&*format!("{name} {}", env!("CARGO_PKG_VERSION"))));
+        assert!(version.ends_with("\n\n"));
+        assert!(prints(program, "--help").contains("--version"));
+        assert_eq!(prints(program, "-h"), prints(program, "--help"));
+        assert_eq!(prints(program, "--print-capabilities"), "{\n  \"type\": \"net\"\n}\n");
+    }
+    let both = "--vhost-user --print-capabilities";
+    assert_eq!(prints(PASST, both), "{\n  \"type\": \"net\"\n}\n");
+}
+
+#[test]
+fn a_full_disk_behind_standard_output_is_a_failure_and_no_panic() {
+    let full = fs::File::options().write(true).open("/dev/full").expect("is there");
+    let status = Command::new(PASST).arg("--version").stdout(full).status().expect("starts");
+    assert_eq!(status.code(), Some(1));
+    let full = fs::File::options().write(true).open("/dev/full").expect("is there");
+    let status = Command::new(PASST).arg("--bogus").stderr(full).status().expect("starts");
+    assert_eq!(status.code(), Some(1));
+}
+
+#[test]
+fn every_option_is_known_in_both_programs() {
+    for option in [
+        "-h",
+        "-d",
+        "--debug",
+        "--trace",
+        "-q",
+        "--quiet",
+        "-f",
+        "--foreground",
+        "-e",
+        "--stderr",
+        "-l /a",
+        "--log-file /a",
+        "--log-size 40960",
+        "--runas 1000:1000",
+        "-p /a",
+        "--pcap /a",
+        "-P /a",
+        "--pid /a",
+        "--fd 3",
+        "-F 3",
+        "-m 1500",
+        "--mtu 1500",
+        "-a 192.0.2.1/24",
+        "--address fd00::1",
+        "-n 24",
+        "--netmask 255.255.0.0",
+        "-M 02:00:00:00:00:01",
+        "--mac-addr 02:00:00:00:00:01",
+        "-g 192.0.2.1",
+        "--gateway fe80::1",
+        "-i lo",
+        "--interface eth0",
+        "-o 192.0.2.1",
+        "--outbound fd00::1",
+        "-D 192.0.2.1",
+        "--dns none",
+        "--dns-forward 192.0.2.3",
+        "--dns-host 127.0.0.1",
+        "-S example.org",
+        "--search none",
+        "-H host",
+        "--hostname host",
+        "--fqdn host.example",
+        "--map-host-loopback 192.0.2.2",
+        "--map-host-loopback none",
+        "--map-guest-addr 192.0.2.2",
+        "--map-guest-addr none",
+        "--no-map-gw",
+        "--no-tcp",
+        "--no-udp",
+        "--no-icmp",
+        "--no-dhcp",
+        "--no-dhcpv6",
+        "--no-ndp",
+        "--no-ra",
+        "-4",
+        "--ipv4-only",
+        "-6",
+        "--ipv6-only",
+        "-t 22",
+        "--tcp-ports all",
+        "-u none",
+        "--udp-ports 53",
+        "--vhost-user",
+        "--repair-path none",
+        "--mt 1500",
+        "-fqm1500",
+        "--mtu=1500",
+    ] {
+        for program in [PASST, PASTA] {
+            let text = prints(program, &format!("{option} --version"));
+            assert!(option == "-h" || text.contains(env!("CARGO_PKG_VERSION")), "{option}");
+        }
+    }
+    for option in [
+        "-s /a",
+        "--socket /a",
+        "--socket-path /a",
+        "-1",
+        "--one-off",
+        "--no-dhcp-dns",
+        "--no-dhcp-search",
+    ] {
+        prints(PASST, &format!("{option} --version"));
+        let message = fails(PASTA, &format!("{option} --version"));
+        assert!(message.ends_with(" is for passt mode only\n"), "{message}");
+    }
+    for option in [
+        "-I tap0",
+        "--ns-ifname tap0",
+        "-T 22",
+        "--tcp-ns 22",
+        "-U 53",
+        "--udp-ns auto",
+        "--userns /a",
+        "--netns /a",
+        "--netns-only",
+        "--no-netns-quit",
+        "--config-net",
+        "--no-copy-routes",
+        "--no-copy-addrs",
+        "--ns-mac-addr 02:00:00:00:00:01",
+        "--dhcp-dns",
+        "--dhcp-search",
+        "--host-lo-to-ns-lo",
+        "--no-splice",
+        "--splice-only",
+    ] {
+        prints(PASTA, &format!("{option} --version"));
+        let message = fails(PASST, &format!("{option} --version"));
+        assert!(message.ends_with(" is for pasta mode only\n"), "{message}");
+    }
+    for option in ["--migrate-exit", "--migrate-no-linger"] {
+        let message = fails(PASST, option);
+        assert!(message.ends_with(" is for vhost-user mode only\n"), "{message}");
+    }
+}
+
+#[test]
+fn unknown_options_are_named_as_getopt_does_with_the_usage_behind() {
+    for (line, message) in [
+        ("--bogus", "unrecognized option '--bogus'"),
+        ("--map-guest-address x --version", "unrecognized option '--map-guest-address'"),
+        ("-f --bogus --version", "unrecognized option '--bogus'"),
+        ("-z", "invalid option -- 'z'"),
+        ("--mtu", "option '--mtu' requires an argument"),
+        ("--no-tcp=1", "option '--no-tcp' doesn't allow an argument"),
+        ("--no-dhcp-", "option '--no-dhcp-' is ambiguous"),
+    ] {
+        let text = fails(PASST, line);
+        let (first, usage) = text.split_once('\n').expect("has lines");
+        assert!(first.starts_with(&format!("{PASST}: {message}")), "{first}");
+        assert!(usage.contains("--vhost-user"), "{usage}");
+    }
+}
+
+#[test]
+fn bad_values_and_combinations_are_one_line_and_leave_nothing_behind() {
+    let folder = Folder::new();
+    let files = format!("-s {} -P {}", folder.path("socket"), folder.path("pid"));
+    for (line, message) in [
+        ("-m 65522", "Invalid MTU: 65522"),
+        ("-a 127.0.0.1", "Invalid address: 127.0.0.1"),
+        ("-M 9a:55", "Invalid MAC address: 9a:55"),
+        ("-a 192.0.2.1/24 -n 24", "Redundant netmask"),
+        ("-i bogus0", "Invalid interface name bogus0: no such interface"),
+        ("-F 3", "Invalid --fd: 3"),
+        ("-t auto", "'auto' port forwarding is only allowed for pasta"),
+        ("-t 22-21", "Invalid port specifier '22-21': bad port or range of ports"),
+        ("-t 22,22", "Forwarding configuration conflict: "),
+        ("-t 22 -t none", "TCP ports: 'none' given after other port rules"),
+        ("-4 -t ::1/22", "IPv6 forward, but IPv6 not enabled"),
+        ("--no-udp -u 53", "UDP port forwarding requested, but UDP is disabled"),
+        ("--runas bogus-user", "Invalid --runas option: no user bogus-user"),
+        ("--stats 1", "--stats is not supported yet"),
+        ("extra", "Extra non-option argument: extra"),
+        ("-l /nonexistent/log", "Couldn't open log file /nonexistent/log: No such file"),
+        ("-P /nonexistent/pid", "Couldn't open PID file /nonexistent/pid: No such file"),
+        ("-s /nonexistent/a", "Couldn't bind UNIX domain socket to /nonexistent/a: No such file"),
+    ] {
+        let text = fails(PASST, &format!("--vhost-user -q -D none {files} {line}"));
+        assert!(text.starts_with(message), "{line}: {text}");
+        assert_eq!(text.lines().count(), 1, "{line}: {text}");
+        assert!(folder.names().is_empty(), "{line}: {:?}", folder.names());
+    }
+}
+
+#[test]
+fn what_comes_with_a_later_release_says_so() {
+    assert_eq!(fails(PASTA, ""), "pasta comes with a later release\n");
+    assert_eq!(
+        fails(PASTA, "--config-net -- ls -lF --bogus"),
+        "pasta comes with a later release\n"
+    );
+    let folder = Folder::new();
+    let text = fails(PASST, &format!("-s {}", folder.path("socket")));
+    assert!(text.starts_with("Only --vhost-user is supported so far"), "{text}");
+    assert!(folder.names().is_empty());
+}
+
+#[test]
+fn status_zero_in_background_means_ready() {
+    set_child_subreaper(true).expect("daemons become ours");
+    let folder = Folder::new();
+    let (socket, pid_file, log) = (folder.path("socket"), folder.path("pid"), folder.path("log"));
+    let port = free_port();
+    let line =
+        format!("--vhost-user -q -D none -s {socket} -P {pid_file} -l {log} -t {port} -u {port}");
+    let output = run(PASST, &line);
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "");
+    assert_eq!(output.status.code(), Some(0));
+
+    let text = fs::read_to_string(&pid_file).expect("is there");
+    let pid = text.strip_suffix('\n').and_then(|pid| pid.parse().ok()).expect("is a number");
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
+    for line in
+        ["CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"]
+    {
+        assert!(status.contains(line), "{line} in {status}");
+    }
+    let _client = UnixStream::connect(&socket).expect("it listens");
+    let _v4 = TcpStream::connect(("127.0.0.1", port)).expect("the port is open");
+    let _v6 = TcpStream::connect(("::1", port)).expect("on both families");
+    UdpSocket::bind(("0.0.0.0", port)).expect_err("the UDP port is taken");
+    let mode = fs::metadata(&pid_file).expect("is there").permissions().mode();
+    assert_eq!(mode & 0o7777, 0o600);
+
+    let text = run(PASST, &format!("--vhost-user -q -D none -s {socket}"));
+    assert_eq!(text.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&text.stderr).into_owned();
+    assert_eq!(text, format!("Socket path {socket} already in use\n"));
+
+    let pid = Pid::from_raw(pid);
+    kill(pid, Signal::SIGTERM).expect("it lives");
+    assert_eq!(waitpid(pid, None), Ok(WaitStatus::Exited(pid, 0)));
+    let first = format!("passt {}: ", env!("CARGO_PKG_VERSION"));
+    assert!(fs::read_to_string(&log).expect("is there").starts_with(&first));
+    // As its forerunner, it cannot remove what it left outside of the sandbox.
+    assert_eq!(folder.names().len(), 3);
+}
+
+#[test]
+fn in_foreground_it_says_where_it_is_and_what_the_guest_gets() {
+    let folder = Folder::new();
+    let passt =
+        Foreground::start(&format!("-s {} -a 192.0.2.77/24 -D 192.0.2.9", folder.path("s")));
+    assert_eq!(passt.path, folder.path("s"));
+    passt.signal(Signal::SIGTERM);
+    let (status, said) = passt.end();
+    assert_eq!(status.code(), Some(0));
+    for line in [
+        "    assign: 192.0.2.77",
+        "    mask: 255.255.255.0",
+        "MAC: 9a:55:9a:55:9a:55",
+        "    192.0.2.9",
+    ] {
+        assert!(said.lines().any(|l| l == line), "{line} in {said}");
+    }
+}
+
+#[test]
+fn signals_end_it_as_documented() {
+    for (signal, code, killed) in [
+        (Signal::SIGTERM, Some(0), None),
+        (Signal::SIGQUIT, Some(0), None),
+        (Signal::SIGINT, None, Some(libc::SIGINT)),
+        (Signal::SIGHUP, None, Some(libc::SIGHUP)),
+    ] {
+        let folder = Folder::new();
+        let passt = Foreground::start(&format!("-s {}", folder.path("s")));
+        passt.signal(signal);
+        let (status, said) = passt.end();
+        assert_eq!((status.code(), status.signal()), (code, killed), "{signal}: {said}");
+    }
+}
+
+#[test]
+fn one_off_ends_with_its_first_client_but_not_for_a_second_server() {
+    let folder = Folder::new();
+    let passt = Foreground::start(&format!("-1 -s {}", folder.path("s")));
+    let text = fails(PASST, &format!("--vhost-user -q -f -D none -s {}", passt.path));
+    assert!(text.contains("already in use"), "{text}");
+    let client = UnixStream::connect(&passt.path).expect("it still listens");
+    drop(client);
+    assert_eq!(passt.end().0.code(), Some(0));
+}
+
+#[test]
+fn a_stale_socket_is_replaced() {
+    let folder = Folder::new();
+    drop(UnixListener::bind(folder.path("s")).expect("binds"));
+    let passt = Foreground::start(&format!("-s {}", folder.path("s")));
+    UnixStream::connect(&passt.path).expect("it listens");
+}
+
+#[test]
+fn without_a_path_the_first_free_usual_one_is_taken() {
+    let first = Foreground::start("");
+    let second = Foreground::start("");
+    for passt in [&first, &second] {
+        assert!(passt.path.starts_with("/tmp/passt_") && passt.path.ends_with(".socket"));
+        UnixStream::connect(&passt.path).expect("it listens");
+    }
+    assert_ne!(first.path, second.path);
+    let paths = [first.path.clone(), second.path.clone()];
+    drop((first, second));
+    paths.iter().for_each(|path| fs::remove_file(path).expect("stays behind"));
+}
+
+/// Starts passt with `fd` as its descriptor 9.
+fn with_descriptor(fd: i32, line: &str) -> Command {
+    let mut command = Command::new("sh");
+    let script = format!("exec {PASST} --vhost-user -q -D none {line} 9<&{fd}");
+    command.args([OsStr::new("-c"), OsStr::new(&script)]);
+    command
+}
+
+#[test]
+fn an_open_descriptor_is_served_until_its_other_end_closes() {
+    let (ours, theirs) = UnixStream::pair().expect("sockets are there");
+    nix::fcntl::fcntl(&theirs, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()))
+        .expect("is open");
+    let mut passt = with_descriptor(theirs.as_raw_fd(), "-f --fd 9").spawn().expect("starts");
+    drop((ours, theirs));
+    assert_eq!(passt.wait().expect("is ours").code(), Some(0));
+}
+
+#[test]
+fn a_descriptor_that_cannot_be_served_is_refused() {
+    let folder = Folder::new();
+    assert_eq!(fails(PASST, "--vhost-user -F 9"), "Invalid --fd: 9\n");
+    let file = fs::File::open("/dev/null").expect("is there");
+    nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()))
+        .expect("is open");
+    let output = with_descriptor(file.as_raw_fd(), "-f --fd 9").output().expect("starts");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(
+        (output.status.code(), &*said),
+        (Some(1), "Invalid --fd: 9 is no UNIX domain socket\n")
+    );
+    let line = format!("-f --fd 9 -s {}", folder.path("s"));
+    let output = with_descriptor(file.as_raw_fd(), &line).output().expect("starts");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(said, "Options --fd and --socket exclude each other\n");
+    assert!(folder.names().is_empty());
+}
+
+#[test]
+fn a_port_that_is_taken_stops_the_start_and_leaves_nothing_behind() {
+    let folder = Folder::new();
+    let taken = TcpListener::bind(("0.0.0.0", 0)).expect("ports are free");
+    let port = taken.local_addr().expect("is bound").port();
+    let line = format!("-s {} -P {} -t {port}", folder.path("s"), folder.path("pid"));
+    let said = fails(PASST, &format!("--vhost-user -q -D none {line}"));
+    assert_eq!(
+        said,
+        format!(
+            "Listen failed for HOST TCP port */{port}: Address already in use\n\
+             Couldn't listen on requested ports\n"
+        )
+    );
+    assert!(folder.names().is_empty(), "{:?}", folder.names());
+}
+
+#[test]
+fn a_capture_is_a_pcap_and_one_that_cannot_be_made_costs_a_warning() {
+    let folder = Folder::new();
+    let passt = Foreground::start(&format!("-s {} -p {}", folder.path("s"), folder.path("pcap")));
+    passt.signal(Signal::SIGTERM);
+    assert_eq!(passt.end().0.code(), Some(0));
+    let header = fs::read(folder.path("pcap")).expect("is there");
+    assert_eq!((header.len(), header.get(..4)), (24, Some(&0xa1b2_c3d4_u32.to_ne_bytes()[..])));
+    let passt = Foreground::start(&format!("-s {} -p /nonexistent/pcap", folder.path("s")));
+    passt.signal(Signal::SIGTERM);
+    let (status, said) = passt.end();
+    assert_eq!(status.code(), Some(0));
+    assert!(said.contains("Couldn't open capture /nonexistent/pcap: No such file"), "{said}");
+}
