@@ -7,7 +7,8 @@
 mod unix;
 
 use crate::config::facts::HostFacts;
-use crate::config::options::{self, Mode, Program, Request, Typed};
+pub use crate::config::options::Program;
+use crate::config::options::{self, Mode, Request, Typed};
 use crate::config::resolv::Resolv;
 use crate::config::{self, Config, Network, Process, Socket, VhostUser, ports};
 use crate::daemon::{self, Launch, PidFile, Signals};
@@ -17,8 +18,8 @@ use crate::host::sockets::{Setup, Sockets};
 use crate::link::Link;
 use crate::link::capture::Capture;
 use crate::link::vhost::{Settings, VhostLink};
-use crate::runtime::Clock;
 use crate::runtime::worker::{Exit, Worker};
+use crate::runtime::{self, Clock};
 use crate::sandbox::{self, Identity, Jail, Jailed, Role, RunAs, RunAsError, Started};
 use crate::sys::epoll::Epoll;
 use crate::sys::error_text;
@@ -35,7 +36,6 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
-use std::time::{SystemTime, UNIX_EPOCH};
 use unix::Bound;
 
 /// Bytes of a small file of the system's that are read at most.
@@ -252,7 +252,7 @@ fn vhost_user(
     match capture {
         None => service.run(link, engine, clock),
         Some(file) => {
-            let link = Capture::new(link, file, Box::new(time_of_day));
+            let link = Capture::new(link, file, Box::new(runtime::time_of_day));
             service.run(link.map_err(|e| Error::System("write the capture", e))?, engine, clock)
         }
     }
@@ -267,12 +267,6 @@ fn open_capture(path: &Path) -> Option<File> {
         .open(path)
         .inspect_err(|e| warn!("Couldn't open capture {}: {}", path.display(), error_text(e)))
         .ok()
-}
-
-/// Seconds since 1970 and microseconds: captures carry the time of day.
-fn time_of_day() -> (u64, u32) {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    (now.as_secs(), now.subsec_micros())
 }
 
 fn open_sockets(epoll: &Rc<Epoll>, network: &Network) -> Result<Sockets, Error> {

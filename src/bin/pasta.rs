@@ -1,8 +1,7 @@
 //! The `pasta` program: networking for namespaces.
 
-use passt::config::options::Program;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    passt::app::main(Program::Pasta)
+    passt::app::main(passt::app::Program::Pasta)
 }

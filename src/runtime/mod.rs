@@ -27,3 +27,10 @@ impl Clock {
         Instant::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX).saturating_add(HEAD_START))
     }
 }
+
+/// The time of day, for captures: seconds since 1970 and microseconds.
+#[must_use]
+pub fn time_of_day() -> (u64, u32) {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or((0, 0), |since| (since.as_secs(), since.subsec_micros()))
+}
