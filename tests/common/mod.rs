@@ -6,3 +6,7 @@ pub mod frontend;
 pub mod guest;
 pub mod net;
 pub mod peer;
+pub mod sim;
+pub mod sim_host;
+pub mod sim_link;
+pub mod smol;

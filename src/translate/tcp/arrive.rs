@@ -89,7 +89,9 @@ impl Conn {
     /// right one (RFC 5961 3.2).
     fn take_rst(&mut self, seq: SeqNum, now: Instant) {
         let (nxt, edge) = (self.recv.nxt(), self.recv.edge());
-        if seq == nxt {
+        if self.guest_is_done() {
+            // It answers a late ACK of ours; what it has sent still goes to the peer.
+        } else if seq == nxt {
             self.state = State::Closed(End::ByGuest);
         } else if seq.after(nxt) && seq.before(edge) {
             self.challenge(now);

@@ -369,7 +369,8 @@ impl Conn {
         if silent >= INACTIVITY {
             self.on_socket_error();
         } else if silent >= KEEPALIVE {
-            self.due.keepalive = self.send.is_quiet() && !self.send.is_closed_window();
+            self.due.keepalive =
+                self.send.is_quiet() && !self.send.is_closed_window() && !self.guest_is_done();
             self.look = now + KEEPALIVE;
         } else {
             self.look = self.heard + KEEPALIVE;
@@ -405,6 +406,14 @@ impl Conn {
         self.timer = Timer::default();
         self.look = now + KEEPALIVE;
         self.rearm(now);
+    }
+
+    /// Whether both FINs are acknowledged, as far as the guest is concerned: it has forgotten the
+    /// connection, and only bytes for the peer are left.
+    pub(super) fn guest_is_done(&self) -> bool {
+        let finished =
+            matches!(self.state, State::Established(Receiving::Finished | Receiving::ShutDown));
+        finished && self.send.fin_acked()
     }
 
     /// Both directions may be done.

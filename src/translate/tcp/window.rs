@@ -200,7 +200,8 @@ impl RecvWindow {
     /// The window of a segment with SYN, which is not scaled (RFC 7323 2.2).
     pub(super) fn advertise_syn(&mut self) -> UnscaledWindow {
         let most = if self.mirrored { u16::MAX } else { Limits::HANDSHAKE_WINDOW };
-        let window = self.target().min(most.into());
+        let promised = self.remaining().min(u16::MAX.into());
+        let window = self.target().min(most.into()).max(promised);
         self.edge = self.edge.max(self.nxt + window);
         self.acked = self.nxt;
         WindowSize(window) >> WindowScale::default()

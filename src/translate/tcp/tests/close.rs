@@ -95,6 +95,22 @@ fn a_connection_does_not_close_while_bytes_are_staged() {
 }
 
 #[test]
+fn a_guest_that_has_forgotten_the_connection_does_not_take_back_what_it_sent() {
+    let mut s = Script::open();
+    s.send_room = 0;
+    s.eof = true;
+    s.turn();
+    s.offer(Segment { payload_len: 300, ..fin(1, 1) });
+    s.expect(&[sent_ack(1, 302)]);
+    s.offer(rst(302));
+    assert_eq!(s.pass(Duration::from_secs(100)), [], "nobody is there to ask");
+    s.writable(1000);
+    s.expect(&[]);
+    assert_eq!(s.forwarded, 301);
+    assert!(s.conn.is_closed() && !s.conn.wants_reset());
+}
+
+#[test]
 fn a_fin_that_is_not_settled_is_not_acknowledged() {
     let mut s = Script::open();
     let verdict = s.conn.offer(&Segment { payload_len: 300, ..fin(1, 0) }, s.now);

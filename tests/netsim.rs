@@ -1,0 +1,138 @@
+//! The engine between a guest with a TCP that is not ours (smoltcp) and sockets in memory, under a
+//! virtual clock and weather from a seed. Every byte is compared on both ends.
+
+mod common;
+
+use common::sim::{Chance, Last, Load, OpenedBy, Report, Weather, World};
+use passt::time::Duration;
+
+/// A load with all that chance can vary.
+fn some_load(chance: &mut Chance, most: usize) -> Load {
+    Load {
+        opened_by: if chance.percent(50) { OpenedBy::Guest } else { OpenedBy::Peer },
+        v6: chance.percent(50),
+        up: if chance.percent(15) { 0 } else { chance.below(most) },
+        down: if chance.percent(15) { 0 } else { chance.below(most) },
+        last: [Last::Guest, Last::Peer, Last::Nobody][chance.below(3)],
+    }
+}
+
+#[track_caller]
+fn run(seed: u64, weather: Weather, loads: &[Load]) -> Report {
+    eprintln!("seed {seed}: {weather:?}, {loads:?}");
+    World::new(seed, weather, loads).run()
+}
+
+/// Nothing is sent twice and nobody is reset.
+#[track_caller]
+fn assert_clean(report: &Report) {
+    assert_eq!((report.resent_to_guest, report.resent_by_guest, report.resets), (0, 0, 0));
+}
+
+const UP: Load =
+    Load { opened_by: OpenedBy::Guest, v6: false, up: 3_000_000, down: 0, last: Last::Nobody };
+const DOWN: Load = Load { up: 0, down: 3_000_000, ..UP };
+
+#[test]
+fn bytes_cross_unharmed_in_fair_weather() {
+    for v6 in [false, true] {
+        for opened_by in [OpenedBy::Guest, OpenedBy::Peer] {
+            for load in [UP, DOWN, Load { down: 1_000_000, ..UP }] {
+                assert_clean(&run(1, Weather::FAIR, &[Load { v6, opened_by, ..load }]));
+            }
+        }
+    }
+}
+
+#[test]
+fn no_mtu_and_no_offload_changes_that() {
+    for mtu in [1280, 1500, 9000, 65_520] {
+        for offload in [false, true] {
+            let weather = Weather { mtu, offload, ..Weather::FAIR };
+            assert_clean(&run(2, weather, &[Load { down: 2_000_000, ..UP }]));
+            assert_clean(&run(3, weather, &[Load { v6: true, opened_by: OpenedBy::Peer, ..DOWN }]));
+        }
+    }
+}
+
+#[test]
+fn whoever_closes_first_the_other_may_go_on() {
+    for opened_by in [OpenedBy::Guest, OpenedBy::Peer] {
+        for last in [Last::Guest, Last::Peer, Last::Nobody] {
+            for (up, down) in [(0, 0), (0, 1), (1, 0), (1, 1), (40_000, 300_000), (300_000, 40_000)]
+            {
+                let load = Load { opened_by, v6: false, up, down, last };
+                assert_clean(&run(4, Weather::FAIR, &[load]));
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_is_sent_twice_on_a_lossless_link_however_tight() {
+    let mut chance = Chance::new(5);
+    for seed in 100..160 {
+        let weather = Weather {
+            ring: 1 + chance.below(40),
+            sleep: Duration::from_millis(1 + chance.below(300) as u64),
+            short_write: chance.below(60) as u8,
+            socket: 1000 + chance.below(100_000),
+            guest: 4000 + chance.below(100_000),
+            mtu: [1500, 9000, 65_520][chance.below(3)],
+            offload: chance.percent(50),
+            ..Weather::FAIR
+        };
+        let loads: Vec<Load> =
+            (0..1 + chance.below(6)).map(|_| some_load(&mut chance, 400_000)).collect();
+        assert_clean(&run(seed, weather, &loads));
+    }
+}
+
+#[test]
+fn a_slow_peer_costs_the_guest_no_retransmission() {
+    let weather = Weather { socket: 2000, short_write: 50, ..Weather::FAIR };
+    assert_clean(&run(6, weather, &[Load { up: 2_500_000, ..UP }]));
+}
+
+#[test]
+fn a_ring_of_one_frame_is_enough() {
+    let weather = Weather { ring: 1, ..Weather::FAIR };
+    assert_clean(&run(7, weather, &[Load { down: 300_000, ..UP }, DOWN]));
+}
+
+#[test]
+fn every_byte_arrives_through_loss_reordering_and_duplication() {
+    let mut chance = Chance::new(8);
+    for seed in 200..260 {
+        let weather = Weather {
+            loss: chance.below(12) as u8,
+            duplicate: chance.below(10) as u8,
+            reorder: chance.below(20) as u8,
+            ring: 4 + chance.below(60),
+            sleep: Duration::from_millis(1 + chance.below(50) as u64),
+            short_write: chance.below(40) as u8,
+            socket: 2000 + chance.below(200_000),
+            guest: 8000 + chance.below(100_000),
+            mtu: [1500, 9000][chance.below(2)],
+            offload: chance.percent(50),
+        };
+        let loads: Vec<Load> =
+            (0..1 + chance.below(4)).map(|_| some_load(&mut chance, 150_000)).collect();
+        run(seed, weather, &loads);
+    }
+}
+
+#[test]
+fn many_flows_share_a_narrow_link() {
+    let mut chance = Chance::new(9);
+    let weather = Weather { ring: 8, socket: 20_000, guest: 20_000, ..Weather::FAIR };
+    let loads: Vec<Load> = (0..100).map(|_| some_load(&mut chance, 30_000)).collect();
+    assert_clean(&run(9, weather, &loads));
+}
+
+#[test]
+fn a_seed_decides_everything() {
+    let weather = Weather { loss: 5, reorder: 10, duplicate: 5, ..Weather::FAIR };
+    let load = Load { up: 200_000, down: 200_000, ..UP };
+    assert_eq!(run(10, weather, &[load]), run(10, weather, &[load]));
+}
