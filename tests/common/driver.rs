@@ -6,9 +6,9 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU16, Ordering, fence};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 use vm_memory::bitmap::BitmapSlice;
-use vm_memory::{FileOffset, MmapRegion, VolatileArrayRef, VolatileMemory, VolatileSlice};
+use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 use vmm_sys_util::eventfd::EventFd;
 
 pub const NEXT: u16 = 1;
@@ -134,9 +134,9 @@ pub struct DriverRing {
     pub kick: EventFd,
     pub call: EventFd,
     pub err: EventFd,
-    table: VolatileArrayRef<'static, [u64; 2]>,
-    available_ring: VolatileArrayRef<'static, u16>,
-    used_ring: VolatileArrayRef<'static, u64>,
+    table: Vec<[&'static AtomicU64; 2]>,
+    available_ring: Vec<&'static AtomicU16>,
+    used_ring: Vec<[&'static AtomicU32; 2]>,
     pub available_flags: &'static AtomicU16,
     pub available_idx: &'static AtomicU16,
     pub used_event: &'static AtomicU16,
@@ -172,9 +172,15 @@ impl DriverRing {
             kick: EventFd::new(flag).expect("eventfd"),
             call: EventFd::new(flag).expect("eventfd"),
             err: EventFd::new(flag).expect("eventfd"),
-            table: table.get_array_ref(0, entries).expect("table"),
-            available_ring: driver.get_array_ref(4, entries).expect("ring"),
-            used_ring: device.get_array_ref(4, entries).expect("ring"),
+            table: (0..entries)
+                .map(|n| [16 * n, 16 * n + 8].map(|at| table.get_atomic_ref(at).expect("table")))
+                .collect(),
+            available_ring: (0..entries)
+                .map(|n| driver.get_atomic_ref(4 + 2 * n).expect("ring"))
+                .collect(),
+            used_ring: (0..entries)
+                .map(|n| [4 + 8 * n, 8 + 8 * n].map(|at| device.get_atomic_ref(at).expect("ring")))
+                .collect(),
             available_flags: driver.get_atomic_ref(0).expect("flags"),
             available_idx: driver.get_atomic_ref(2).expect("idx"),
             used_event: driver.get_atomic_ref(4 + 2 * entries).expect("event"),
@@ -218,12 +224,15 @@ impl DriverRing {
     /// Writes a descriptor as it is.
     pub fn set_descriptor(&self, index: u16, addr: u64, len: u32, flags: u16, next: u16) {
         let rest = u64::from(len) | (u64::from(flags) << 32) | (u64::from(next) << 48);
-        self.table.store(usize::from(index), [addr.to_le(), rest.to_le()]);
+        let [first, second] = self.table[usize::from(index)];
+        first.store(addr.to_le(), Ordering::Relaxed);
+        second.store(rest.to_le(), Ordering::Relaxed);
     }
 
     /// Puts a head into the available ring, whatever it is.
     pub fn offer(&mut self, head: u16) {
-        self.available_ring.store(usize::from(self.next & (self.size - 1)), head.to_le());
+        let entry = self.available_ring[usize::from(self.next & (self.size - 1))];
+        entry.store(head.to_le(), Ordering::Relaxed);
         self.next = self.next.wrapping_add(1);
     }
 
@@ -267,11 +276,12 @@ impl DriverRing {
         if u16::from_le(self.used_idx.load(Ordering::Acquire)) == self.seen {
             return None;
         }
-        let element = u64::from_le(self.used_ring.load(usize::from(self.seen & (self.size - 1))));
+        let element = self.used_ring[usize::from(self.seen & (self.size - 1))];
+        let [id, len] = element.map(|word| u32::from_le(word.load(Ordering::Relaxed)));
         self.seen = self.seen.wrapping_add(1);
-        let head = u16::try_from(element & 0xffff_ffff).expect("an id that we gave");
+        let head = u16::try_from(id).expect("an id that we gave");
         self.reclaim(head);
-        Some((head, (element >> 32) as u32))
+        Some((head, len))
     }
 
     /// All used elements that are there.
@@ -293,7 +303,8 @@ impl DriverRing {
         let mut index = head;
         for _ in 0..std::mem::take(&mut self.chain_len[usize::from(head)]) {
             self.free.push(index);
-            index = (u64::from_le(self.table.load(usize::from(index))[1]) >> 48) as u16;
+            index = (u64::from_le(self.table[usize::from(index)][1].load(Ordering::Relaxed)) >> 48)
+                as u16;
         }
     }
 }
