@@ -54,6 +54,18 @@ impl Memory {
         Box::leak(Box::new(Self { file, regions }))
     }
 
+    /// Descriptors of this process that are open on the memory's file.
+    pub fn descriptors(&self) -> usize {
+        use std::os::unix::fs::MetadataExt;
+        let id = |m: std::fs::Metadata| (m.dev(), m.ino());
+        let ours = id(self.file.metadata().expect("metadata"));
+        std::fs::read_dir("/proc/self/fd")
+            .expect("/proc")
+            .filter_map(|entry| std::fs::metadata(entry.ok()?.path()).ok())
+            .filter(|m| id(m.clone()) == ours)
+            .count()
+    }
+
     /// The bytes at a guest address; they must lie in one region.
     pub fn slice(&self, addr: u64, len: usize) -> VolatileSlice<'static> {
         let region = self

@@ -120,7 +120,11 @@ impl FrontEnd {
 
     /// Whether the link has closed the connection.
     pub fn is_closed(&mut self) -> bool {
-        matches!(self.stream.read(&mut [0; 1]), Ok(0)) || self.stream.peer_addr().is_err()
+        match self.stream.read(&mut [0; 1]) {
+            Ok(n) => n == 0,
+            // Reset, when it went without reading all that we sent.
+            Err(e) => e.kind() != std::io::ErrorKind::WouldBlock,
+        }
     }
 }
 

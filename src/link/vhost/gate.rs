@@ -20,7 +20,7 @@ const HEADER: usize = 12;
 const MAX_BODY: usize = 4096;
 
 /// Bytes of replies that may wait unread: a front-end that reads none would block our next one.
-const MAX_UNREAD_REPLIES: usize = 64 * 1024;
+const MAX_UNREAD_REPLIES: usize = 128 * 1024;
 
 /// Message flags: version (2 bits), reply, need-reply.
 const VERSION_MASK: u32 = 3;
@@ -109,6 +109,8 @@ fn peek(stream: &UnixStream) -> Result<Option<Header>, ()> {
             }))
         }
         Ok(0) => Err(()),
+        // A look ends where descriptors are attached, and they belong to whole headers.
+        Ok(_) if unread(stream.as_fd()).is_ok_and(|n| n >= HEADER) => Err(()),
         Ok(_) | Err(nix::Error::EAGAIN | nix::Error::EINTR) => Ok(None),
         Err(_) => Err(()),
     }
