@@ -27,6 +27,8 @@ pub struct Guest {
     console: PathBuf,
     /// The program that plays a peer (`common::peer`), as the guest names it.
     peer: String,
+    /// It did not answer in time, and what it says from now on belongs to no command.
+    lost: bool,
 }
 
 /// What a command in the guest came to.
@@ -106,7 +108,7 @@ impl Guest {
                 }
             }
         });
-        let mut guest = Self { child, input, output, console, peer };
+        let mut guest = Self { child, input, output, console, peer, lost: false };
         guest.wait_until_ready();
         guest
     }
@@ -139,6 +141,21 @@ impl Guest {
         outcome.text
     }
 
+    /// Waits until a shell condition holds in the guest.
+    #[track_caller]
+    pub fn until(&mut self, condition: &str) {
+        let outcome = self.run(&format!(
+            "tries=0; until {{ {condition}; }} >/dev/null; do
+            tries=$((tries + 1)); [ $tries -lt 300 ] || exit 1; sleep 0.1; done"
+        ));
+        let state =
+            if outcome.status == 0 { String::new() } else { self.ok("ip addr; ip -6 route") };
+        if outcome.status != 0 {
+            let state = self.ok("ip addr; ip route; ip -6 route");
+            panic!("never came true in the guest: {condition}\n{state}");
+        }
+    }
+
     /// Plays a peer (`common::peer`) in the guest; gives what it printed.
     #[track_caller]
     pub fn peer(&mut self, role: &str) -> String {
@@ -161,6 +178,11 @@ impl Guest {
         TcpCounters::parse(&self.ok("cat /proc/net/snmp /proc/net/netstat"))
     }
 
+    /// Whether it has stopped to answer.
+    pub fn is_lost(&self) -> bool {
+        self.lost
+    }
+
     /// Restarts the guest's kernel; the emulator goes on.
     pub fn reboot(&mut self) {
         self.send("busybox reboot -f");
@@ -168,11 +190,7 @@ impl Guest {
     }
 
     /// Kills the guest and waits until no process of it is left.
-    pub fn kill(mut self) {
-        self.end();
-    }
-
-    fn end(&mut self) {
+    pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
         // The pipe ends when the last process of the guest has let go of it.
@@ -193,6 +211,7 @@ impl Guest {
 
     fn line(&mut self) -> String {
         let line = self.output.recv_timeout(PATIENCE);
+        self.lost = line.is_err();
         line.unwrap_or_else(|why| panic!("the guest: {why}; {}", self.last_words()))
     }
 
@@ -207,7 +226,7 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        self.end();
+        self.kill();
         if std::thread::panicking() {
             eprintln!("{}", self.last_words());
         }

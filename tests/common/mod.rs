@@ -1,6 +1,7 @@
 //! What tests share: the other sides of our seams.
 #![allow(dead_code, unreachable_pub, reason = "each test uses its part of this")]
 
+pub mod checks;
 pub mod driver;
 pub mod frontend;
 pub mod guest;

@@ -39,7 +39,7 @@ pub const RESOLV_CONF: &str =
     "nameserver 198.51.100.1\nnameserver 2001:db8:ffff::1\nsearch lab.example\n";
 
 /// How long anything may take before a test is called stuck. Nothing waits this long when it works.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A directory that disappears with the value. Under `/tmp`: socket paths have to stay short.
 pub struct TempDir(PathBuf);
@@ -286,6 +286,10 @@ impl Passt {
     /// What it has said on stderr so far.
     pub fn log(&self) -> String {
         self.log.text()
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Whether the process is there still.

@@ -16,7 +16,9 @@ use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::net::PATIENCE;
+/// How long one read or write may take. Less than what the test grants a whole command, so that
+/// the peer can say what it waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a connection is for. The number is what goes over the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +69,7 @@ const BAD: u8 = 0;
 /// For the test named `peer` of each test crate that uses guests: without a role, checks that both
 /// ends agree over the loopback interface; with one, plays it.
 ///
-/// Roles: `serve PORT FIFO`, `OPERATION ADDRESS:PORT LENGTH SEED`, `gather ADDRESS:PORT COUNT`,
+/// Roles: `serve PORT FIFO`, `OPERATION ADDRESS:PORT LENGTH SEED`, `gather ADDRESS:PORT COUNT SEED`,
 /// `udp ADDRESS:PORT LENGTH...`, `refused ADDRESS:PORT`, `udp-refused ADDRESS:PORT`.
 pub fn entry() {
     match std::env::var("PASST_PEER") {
@@ -85,7 +87,7 @@ fn agree_over_loopback() {
             _ => exchange(server, operation, 100_000, seed).expect("the ends disagree"),
         }
     }
-    gather(server, 20).expect("cannot gather");
+    gather(server, 20, 1).expect("cannot gather");
     udp_echo(server, &[1, 1400, 9000]).expect("no echo");
     let wrong = SplitMix::new(7);
     let error = check(&mut io::repeat(0), wrong, 10).expect_err("zeros are not the sequence");
@@ -102,7 +104,7 @@ fn play(role: &str) -> io::Result<()> {
                 std::thread::park();
             }
         }
-        ["gather", server, count] => gather(address(server)?, number(count)?),
+        ["gather", server, count, seed] => gather(address(server)?, number(count)?, number(seed)?),
         ["udp", server, lengths @ ..] => {
             let lengths: io::Result<Vec<usize>> = lengths.iter().map(|word| number(word)).collect();
             udp_echo(address(server)?, &lengths?)
@@ -261,8 +263,8 @@ pub fn exchange(
 }
 
 /// Opens `count` connections that are all open at the same time, and ends them.
-pub fn gather(server: SocketAddr, count: u64) -> io::Result<()> {
-    let open = |_| request(server, Operation::Gather, count, 0x6a74);
+pub fn gather(server: SocketAddr, count: u64, seed: u64) -> io::Result<()> {
+    let open = |_| request(server, Operation::Gather, count, seed);
     let streams: io::Result<Vec<TcpStream>> = (0..count).map(open).collect();
     streams?.iter_mut().try_for_each(expect_good)
 }
@@ -295,7 +297,7 @@ fn udp_refused(server: SocketAddr) -> io::Result<()> {
 fn connected_udp(server: SocketAddr) -> io::Result<UdpSocket> {
     let any: IpAddr = if server.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
     let socket = UdpSocket::bind((any, 0))?;
-    socket.set_read_timeout(Some(Duration::from_secs(20)))?;
+    socket.set_read_timeout(Some(PATIENCE / 3))?;
     socket.connect(server)?;
     Ok(socket)
 }
