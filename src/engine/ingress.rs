@@ -43,7 +43,7 @@ fn dispatch<H: Host, K: Sink, S: Source>(
     }
     copy.fill(&frame);
     let (mac, packet) = packet::parse(copy.bytes(), frame.len)?;
-    learn_mac(ctx.shared, mac);
+    learn_mac(ctx.shared, mac, ctx.now);
     let ip = match packet {
         Packet::Arp => return serve(ctx, &frame).ok_or(DropReason::ServiceIgnored),
         Packet::Ip(ip) => ip,
@@ -87,9 +87,9 @@ fn is_for_services(ip: &Ip, transport: &[u8]) -> bool {
 }
 
 /// Any frame teaches us the guest's Ethernet address (`data-plane` 7.1).
-fn learn_mac(shared: &mut Shared, mac: MacAddr) {
+fn learn_mac(shared: &mut Shared, mac: MacAddr, now: Instant) {
     if mac != shared.guest_mac && !mac.is_multicast() && mac != MacAddr::default() {
-        log::info!("guest MAC address: {mac}");
+        crate::log::limited!(now, log::Level::Info, "guest MAC address: {mac}");
         shared.guest_mac = mac;
     }
 }
