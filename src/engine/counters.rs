@@ -56,6 +56,8 @@ reasons! {
     NoRoom => "no room towards the guest",
     /// A frame larger than the guest's buffers.
     TooLarge => "frame larger than the guest's buffers",
+    /// A message to a flow's socket from someone else than the flow's remote end.
+    Stranger => "message from a stranger",
     /// A datagram that the host's socket did not take.
     NotSent => "datagram not taken by the host",
     /// A connection from outside that may not come in.

@@ -135,7 +135,7 @@ impl Datagram {
     fn add(&mut self, part: &Fragment, bytes: &[u8], ttl: u8) -> bool {
         let (start, end) = (part.offset, part.offset.saturating_add(bytes.len()));
         // All parts but the last are whole units of 8 bytes (RFC 8200 4.5).
-        if end > MAX_DATAGRAM || bytes.is_empty() || (part.more && bytes.len() % 8 != 0) {
+        if end > MAX_DATAGRAM || bytes.is_empty() || (part.more && !bytes.len().is_multiple_of(8)) {
             return false;
         }
         if !part.more {

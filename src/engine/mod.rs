@@ -332,7 +332,7 @@ impl<H: Host> Engine<H> {
         match owner {
             Owner::Tcp(id) => self.flows.tcp.resume(&mut ctx, id),
             Owner::Datagram(id) => self.flows.datagrams.resume(&mut ctx, id),
-            Owner::UdpListener(n) => self.flows.datagrams.on_listener(&mut ctx, n),
+            Owner::UdpListener(n) => self.flows.datagrams.resume_listener(&mut ctx, n),
             Owner::Greeting => ingress::greet(&mut ctx),
             Owner::Fragments | Owner::Starved | Owner::RouterAdvertisement => {}
         }

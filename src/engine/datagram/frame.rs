@@ -66,8 +66,13 @@ pub(super) fn deliver<H, K: Sink>(
     let caps = ctx.sink.caps();
     let can_segment =
         if key.guest.is_ipv4() { caps.udp4_segmentation } else { caps.udp6_segmentation };
+    let mtu = ctx.shared.settings.view.mtu.map_or(usize::MAX, usize::from);
+    let fits = |size: u16| {
+        let headers = if key.guest.is_ipv4() { ipv4::LEN } else { ipv6::LEN } + udp::LEN;
+        usize::from(size) + headers <= mtu
+    };
     match segment.filter(|&size| usize::from(size) < payload.len()) {
-        Some(size) if !can_segment => {
+        Some(size) if !can_segment || !fits(size) => {
             for part in payload.chunks(usize::from(size).max(1)) {
                 send(ctx, key, &caps, &Message::new(key, part.len()), part, None)?;
             }

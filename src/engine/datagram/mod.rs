@@ -8,6 +8,8 @@ mod frame;
 mod receive;
 mod report;
 mod send;
+#[cfg(test)]
+mod tests;
 
 use super::counters::DropReason;
 use super::packet::Ip;
@@ -32,6 +34,8 @@ pub(crate) struct Datagrams<D> {
     /// Payload of this batch, in order of arrival.
     pieces: Vec<Piece>,
     scratch: Scratch,
+    /// Listeners that wait for room or for their turn.
+    queued_listeners: Vec<u32>,
     /// Received and not yet delivered, for want of room.
     late_bytes: usize,
 }
@@ -82,6 +86,7 @@ impl<D: std::fmt::Debug> Datagrams<D> {
             touched: Vec::new(),
             pieces: Vec::new(),
             scratch: Scratch::default(),
+            queued_listeners: Vec::new(),
             late_bytes: 0,
         }
     }
@@ -112,7 +117,7 @@ impl<D: std::fmt::Debug> Datagrams<D> {
             guest: Endpoint::new(ip.src, header.src_port),
             remote: Endpoint::new(ip.dst, header.dst_port),
         };
-        let flow = self.from_guest(ctx, key)?;
+        let flow = self.flow_of_guest(ctx, key)?;
         self.add(Piece {
             flow,
             frame: index,
@@ -138,7 +143,7 @@ impl<D: std::fmt::Debug> Datagrams<D> {
             guest: Endpoint::new(ip.src, identifier),
             remote: Endpoint::new(ip.dst, identifier),
         };
-        let flow = self.from_guest(ctx, key)?;
+        let flow = self.flow_of_guest(ctx, key)?;
         self.add(Piece {
             flow,
             frame: index,
@@ -161,7 +166,7 @@ impl<D: std::fmt::Debug> Datagrams<D> {
     }
 
     /// The flow with this key, made if there is none.
-    fn from_guest<H: Host<Datagram = D>, K>(
+    fn flow_of_guest<H: Host<Datagram = D>, K>(
         &mut self,
         ctx: &mut Ctx<'_, H, K>,
         key: FlowKey,

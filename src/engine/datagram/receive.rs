@@ -7,7 +7,7 @@ use super::frame::deliver;
 use super::{Datagrams, Flow, check_ends};
 use crate::engine::counters::DropReason;
 use crate::engine::{Ctx, Owner};
-use crate::flow::{Endpoint, FlowId, FlowKey, forward};
+use crate::flow::{Endpoint, FlowId, FlowKey, Protocol, forward};
 use crate::host::{Batch, Host};
 use crate::link::{ETHERNET_HEADER, Refused, Sink};
 use crate::token::Readiness;
@@ -76,6 +76,8 @@ impl<D: std::fmt::Debug> Datagrams<D> {
         let key = *key;
         flow.queued = false;
         let next = flow.receive(ctx, &key, &mut self.scratch.batch, &mut self.late_bytes);
+        // Input that has to wait would be reported again and again.
+        ctx.host.pause(&mut flow.socket, next == Next::Wait);
         match next {
             Next::Idle => {}
             Next::Again => {
@@ -89,24 +91,44 @@ impl<D: std::fmt::Debug> Datagrams<D> {
         }
     }
 
-    /// UDP listener `listener` has datagrams, or its turn has come.
+    /// UDP listener `listener` has datagrams.
     pub(crate) fn on_listener<H: Host<Datagram = D>, K: Sink>(
         &mut self,
         ctx: &mut Ctx<'_, H, K>,
         listener: u32,
     ) {
+        if !self.queued_listeners.contains(&listener) {
+            self.serve_listener(ctx, listener);
+        }
+    }
+
+    /// The turn of UDP listener `listener` has come, or there is room again.
+    pub(crate) fn resume_listener<H: Host<Datagram = D>, K: Sink>(
+        &mut self,
+        ctx: &mut Ctx<'_, H, K>,
+        listener: u32,
+    ) {
+        self.queued_listeners.retain(|&queued| queued != listener);
+        self.serve_listener(ctx, listener);
+    }
+
+    fn serve_listener<H: Host<Datagram = D>, K: Sink>(
+        &mut self,
+        ctx: &mut Ctx<'_, H, K>,
+        listener: u32,
+    ) {
         for _ in 0..BATCHES {
-            if let Err(refused) = room(ctx.sink) {
-                if refused != Refused::TooLarge {
-                    ctx.shared.wait_for_room(Owner::UdpListener(listener));
-                }
-                return;
+            let full = room(ctx.sink).is_err();
+            ctx.host.pause_listener(listener, full);
+            if full {
+                self.queued_listeners.push(listener);
+                return ctx.shared.wait_for_room(Owner::UdpListener(listener));
             }
             let mut batch = std::mem::take(&mut self.scratch.batch);
             let received = ctx.host.receive_listener(listener, &mut batch);
             if let Ok((rule, count)) = &received {
                 for index in 0..*count {
-                    if let Err(reason) = self.from_outside(ctx, *rule, &batch, index) {
+                    if let Err(reason) = self.take_in(ctx, *rule, &batch, index) {
                         ctx.shared.drop(reason);
                     }
                 }
@@ -118,11 +140,12 @@ impl<D: std::fmt::Debug> Datagrams<D> {
                 Err(_) => return ctx.shared.drop(DropReason::NoSocket),
             }
         }
+        self.queued_listeners.push(listener);
         ctx.shared.make_ready(Owner::UdpListener(listener));
     }
 
     /// Message `index` of `batch` came to a listener of rule `rule`.
-    fn from_outside<H: Host<Datagram = D>, K: Sink>(
+    fn take_in<H: Host<Datagram = D>, K: Sink>(
         &mut self,
         ctx: &mut Ctx<'_, H, K>,
         rule: usize,
@@ -231,6 +254,10 @@ impl<D: std::fmt::Debug> Flow<D> {
         let mut next = Next::Idle;
         for index in 0..count {
             let Some((message, payload)) = batch.get(index) else { break };
+            if message.from.is_some_and(|from| !self.is_remote(key, from)) {
+                ctx.shared.drop(DropReason::Stranger);
+                continue;
+            }
             if self.from_guest {
                 self.life.on_answered(ctx.now)
             } else {
@@ -256,6 +283,12 @@ impl<D: std::fmt::Debug> Flow<D> {
             }
         }
         next
+    }
+
+    /// Whether a message from `from` is one of this flow's.
+    fn is_remote(&self, key: &FlowKey, from: Endpoint) -> bool {
+        let port = key.protocol == Protocol::Echo || from.port == self.target.port;
+        port && from.addr == self.target.addr
     }
 
     fn deliver_late<H, K: Sink>(

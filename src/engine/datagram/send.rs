@@ -15,9 +15,6 @@ const MAX_RUN: usize = 64;
 /// Bytes of one UDP_SEGMENT send at most: what an IP packet holds.
 const MAX_RUN_BYTES: usize = 65_000;
 
-/// Spans of one message at most (IOV_MAX).
-const MAX_SPANS: usize = 1024;
-
 /// One datagram in a frame.
 #[derive(Clone, Copy, Debug)]
 struct Cut {
@@ -134,7 +131,7 @@ fn cuts(piece: &Piece) -> impl Iterator<Item = Cut> + use<> {
 /// How many of the first datagrams can go as one run: all of one size, but for a shorter last one.
 fn run_length(cuts: &[Cut]) -> usize {
     let Some(first) = cuts.first().filter(|cut| cut.len > 0) else { return 1 };
-    let most = MAX_RUN.min(MAX_RUN_BYTES / first.len).min(MAX_SPANS / 16).max(1);
+    let most = (MAX_RUN_BYTES / first.len).clamp(1, MAX_RUN);
     let mut run = 1;
     for cut in cuts.iter().take(most).skip(1) {
         if cut.len == 0 || cut.len > first.len {

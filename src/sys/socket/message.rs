@@ -98,7 +98,8 @@ impl Messages {
             let (own, rest) = spans.split_at(count.min(spans.len()));
             spans = rest;
             header.msg_hdr.msg_iov = own.as_ptr().cast_mut().cast();
-            header.msg_hdr.msg_iovlen = own.len().min(MAX_PIECES) as _;
+            // More than MAX_PIECES are for the kernel to refuse: a message is sent whole or not.
+            header.msg_hdr.msg_iovlen = own.len() as _;
             if let Some(size) = segment {
                 write_segment_size(&mut header.msg_hdr, control, size);
             }
