@@ -46,6 +46,8 @@ struct Watch {
     to_guest: HashMap<(u16, u16, u8), (u32, u64)>,
     from_guest: HashMap<(u16, u16, u8), (u32, u64)>,
     resets: u64,
+    /// Print segments, to look into a seed (set SIM_TRACE).
+    trace: bool,
 }
 
 pub struct SimSource {
@@ -100,19 +102,19 @@ impl SimLink {
             },
             chance: Chance::new(seed ^ 0x5eed),
             weather,
-            watch: Watch::default(),
+            watch: Watch { trace: std::env::var_os("SIM_TRACE").is_some(), ..Watch::default() },
             starved: false,
         }
     }
 
     /// The guest takes what is published, as the weather allows.
-    pub fn give_to_guest(&mut self, wire: &mut Wire, _now: Instant) {
+    pub fn give_to_guest(&mut self, wire: &mut Wire, now: Instant) {
         let mut frames: Vec<Vec<u8>> = Vec::new();
         for (frame, offload) in self.sink.published.drain(..) {
             frames.extend(cut(&frame, &offload));
         }
         for frame in frames {
-            self.watch.look(&frame, true);
+            self.watch.look(&frame, true, now);
             if self.chance.percent(self.weather.loss) {
                 continue;
             }
@@ -132,7 +134,7 @@ impl SimLink {
     /// What the guest has sent is on its way, as the weather allows.
     pub fn take_from_guest(&mut self, wire: &mut Wire, now: Instant) {
         for frame in wire.tx.drain(..) {
-            self.watch.look(&frame, false);
+            self.watch.look(&frame, false, now);
             if self.chance.percent(self.weather.loss) {
                 continue;
             }
@@ -282,7 +284,7 @@ impl Sink for SimSink {
 
 impl Watch {
     /// Data that lies before what was sent already was sent twice.
-    fn look(&mut self, frame: &[u8], to_guest: bool) {
+    fn look(&mut self, frame: &[u8], to_guest: bool, now: Instant) {
         let Ok(ethernet) = EthernetFrame::new_checked(frame) else { return };
         let (payload, remote) = match ethernet.ethertype() {
             EthernetProtocol::Ipv4 => {
@@ -302,6 +304,11 @@ impl Watch {
         };
         let Ok(tcp) = TcpPacket::new_checked(&payload[..]) else { return };
         self.resets += u64::from(to_guest && tcp.rst());
+        if self.trace {
+            let way = if to_guest { "<-" } else { "->" };
+            let repr = smoltcp::wire::PrettyPrinter::<TcpPacket<&[u8]>>::print(&tcp);
+            eprintln!("{:.6} {way} {repr}", now.since(Instant::ZERO).as_secs_f64());
+        }
         let seq = tcp.seq_number().0 as u32;
         let end = seq.wrapping_add(tcp.payload().len() as u32);
         let seen = if to_guest { &mut self.to_guest } else { &mut self.from_guest };

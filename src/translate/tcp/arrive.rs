@@ -91,6 +91,12 @@ impl Conn {
         let (nxt, edge) = (self.recv.nxt(), self.recv.edge());
         if self.guest_is_done() {
             // It answers a late ACK of ours; what it has sent still goes to the peer.
+        } else if seq == nxt && self.guest_has_finished() && self.send.only_fin_left() {
+            // LAST-ACK, CLOSING (RFC 9293 3.10.7.4): its ACK of our FIN was lost, and it has
+            // forgotten the connection since. Nothing is.
+            self.send.forgo_fin_ack();
+            self.timer.disarm();
+            self.close_if_done();
         } else if seq == nxt {
             self.state = State::Closed(End::ByGuest);
         } else if seq.after(nxt) && seq.before(edge) {

@@ -411,9 +411,12 @@ impl Conn {
     /// Whether both FINs are acknowledged, as far as the guest is concerned: it has forgotten the
     /// connection, and only bytes for the peer are left.
     pub(super) fn guest_is_done(&self) -> bool {
-        let finished =
-            matches!(self.state, State::Established(Receiving::Finished | Receiving::ShutDown));
-        finished && self.send.fin_acked()
+        self.guest_has_finished() && self.send.fin_acked()
+    }
+
+    /// Whether the guest's FIN is taken.
+    pub(super) const fn guest_has_finished(&self) -> bool {
+        matches!(self.state, State::Established(Receiving::Finished | Receiving::ShutDown))
     }
 
     /// Both directions may be done.

@@ -136,6 +136,17 @@ impl SendWindow {
         self.end.is_some_and(|end| self.una.after(end))
     }
 
+    /// Whether our FIN was sent, now or before, and is all that is not acknowledged.
+    pub(super) fn only_fin_left(&self) -> bool {
+        self.end == Some(self.una) && self.max.after(self.una)
+    }
+
+    /// The FIN counts as acknowledged: nobody is left to do it.
+    pub(super) fn forgo_fin_ack(&mut self) {
+        self.una = self.max;
+        self.nxt = self.max;
+    }
+
     /// The number for a segment without payload: SND.NXT, or what lies in the window of a guest
     /// that has taken its window back.
     pub(super) fn ack_seq(&self) -> SeqNum {

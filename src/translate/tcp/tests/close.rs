@@ -111,6 +111,31 @@ fn a_guest_that_has_forgotten_the_connection_does_not_take_back_what_it_sent() {
 }
 
 #[test]
+fn a_reset_in_place_of_the_last_ack_is_an_orderly_end() {
+    let mut s = Script::open();
+    s.offer(fin(1, 0));
+    s.expect(&[sent_ack(0, 2)]);
+    s.peer(10);
+    s.eof = true;
+    s.expect(&[sent_data(0, 10, 2), sent_fin(10, 2)]);
+    s.offer(ack(2, 10));
+    s.offer(rst(2));
+    s.expect(&[]);
+    assert!(s.conn.is_closed() && !s.conn.wants_reset());
+}
+
+#[test]
+fn a_reset_while_data_is_in_flight_is_not() {
+    let mut s = Script::open();
+    s.offer(fin(1, 0));
+    s.peer(10);
+    s.eof = true;
+    s.turn();
+    s.offer(rst(2));
+    assert!(s.conn.is_closed() && s.conn.wants_reset());
+}
+
+#[test]
 fn a_fin_that_is_not_settled_is_not_acknowledged() {
     let mut s = Script::open();
     let verdict = s.conn.offer(&Segment { payload_len: 300, ..fin(1, 0) }, s.now);
