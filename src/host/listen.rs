@@ -6,6 +6,7 @@ use crate::config::ports::Rule;
 use crate::flow::Protocol;
 use crate::sys::socket::{self, Family, IntOption, Kind};
 use crate::token::{Interest, Token};
+use nix::sys::resource::{Resource, getrlimit};
 use std::ffi::CString;
 use std::fmt;
 use std::io;
@@ -49,6 +50,25 @@ pub struct Failure {
     reason: io::Error,
 }
 
+impl Failure {
+    fn new(rule: &Rule, port: u16, reason: io::Error) -> Self {
+        let protocol = if rule.protocol == Protocol::Udp { "UDP" } else { "TCP" };
+        Self { listen: describe(rule), protocol, port, reason }
+    }
+}
+
+/// Whether sockets of rule `index` may have to share their ports with those of another.
+fn competes(rules: &[Rule], index: usize) -> bool {
+    let Some(rule) = rules.get(index) else { return false };
+    rules.iter().enumerate().any(|(other, r)| other != index && rule.competes_with(r))
+}
+
+/// Best-effort rules may take three quarters of all descriptors, and flows have the rest.
+fn most_weak_listeners() -> usize {
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+    usize::try_from(limit / 4 * 3).unwrap_or(usize::MAX)
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { listen, protocol, port, reason } = self;
@@ -71,62 +91,71 @@ pub struct Listened {
 
 impl Sockets {
     /// Opens the listeners of all `rules` but the scanned ones (`auto`), and watches them as
-    /// [`Token::Listener`].
+    /// [`Token::Listener`]. Best-effort rules come last and get what descriptors they may have:
+    /// some must be left for flows.
     ///
     /// # Errors
-    /// A port of a rule that is not best-effort, or the last one tried of a best-effort rule of
-    /// which no port at all could be bound. Listeners that were opened before stay; the caller is
-    /// to give up.
+    /// A port of a rule that is not best-effort, or the last one tried when of all best-effort
+    /// rules of a protocol no port at all could be bound. Listeners that were opened before stay;
+    /// the caller is to give up.
     pub fn listen(&mut self, rules: &[Rule]) -> Result<Listened, Failure> {
         let mut listened = Listened::default();
-        for (index, rule) in rules.iter().enumerate() {
-            if rule.auto {
-                continue;
+        let asked = || rules.iter().enumerate().filter(|(_, rule)| !rule.auto);
+        for (index, rule) in asked().filter(|(_, rule)| !rule.weak) {
+            let shared = competes(rules, index);
+            for port in rule.first..=rule.last {
+                self.listen_port(index, rule, port, shared)
+                    .map_err(|reason| Failure::new(rule, port, reason))?;
+                listened.sockets += 1;
             }
-            let shared =
-                rules.iter().enumerate().any(|(other, r)| other != index && rule.competes_with(r));
-            let (opened, failed, last) = self.listen_rule(index, rule, shared)?;
-            listened.sockets += opened;
-            if let Some(failure) = last {
-                if opened == 0 {
-                    return Err(failure);
+        }
+        let most = most_weak_listeners();
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let (mut opened, mut last) = (0, None);
+            for (index, rule) in asked().filter(|(_, r)| r.weak && r.protocol == protocol) {
+                let outcome = self.listen_weak(index, rule, competes(rules, index), most);
+                opened += outcome.0;
+                if let Some((failed, failure)) = outcome.1 {
+                    listened.warnings.push(match failed {
+                        1 => failure.to_string(),
+                        n => format!("{n} ports are left out, the last one: {failure}"),
+                    });
+                    last = Some(failure);
                 }
-                listened.warnings.push(match failed {
-                    1 => failure.to_string(),
-                    n => format!("{n} ports are left out, the last one: {failure}"),
-                });
+            }
+            listened.sockets += opened;
+            if let Some(failure) = last.filter(|_| opened == 0) {
+                return Err(failure);
             }
         }
         Ok(listened)
     }
 
-    /// Opens the listeners of one rule: how many, how many failed, and the last failure.
-    fn listen_rule(
+    /// Opens the listeners of one best-effort rule, up to `most` in all: how many, and how many
+    /// failed with the last failure.
+    fn listen_weak(
         &mut self,
         index: usize,
         rule: &Rule,
         shared: bool,
-    ) -> Result<(usize, usize, Option<Failure>), Failure> {
+        most: usize,
+    ) -> (usize, Option<(usize, Failure)>) {
         let (mut opened, mut failed, mut last) = (0, 0, None);
         for port in rule.first..=rule.last {
-            match self.listen_port(index, rule, port, shared) {
+            let outcome = if self.listeners.len() < most {
+                self.listen_port(index, rule, port, shared)
+            } else {
+                Err(io::Error::from_raw_os_error(libc::EMFILE))
+            };
+            match outcome {
                 Ok(()) => opened += 1,
                 Err(reason) => {
-                    let failure = Failure {
-                        listen: describe(rule),
-                        protocol: if rule.protocol == Protocol::Udp { "UDP" } else { "TCP" },
-                        port,
-                        reason,
-                    };
-                    if !rule.weak {
-                        return Err(failure);
-                    }
                     failed += 1;
-                    last = Some(failure);
+                    last = Some((port, reason));
                 }
             }
         }
-        Ok((opened, failed, last))
+        (opened, last.map(|(port, reason)| (failed, Failure::new(rule, port, reason))))
     }
 
     fn listen_port(&mut self, rule: usize, spec: &Rule, port: u16, shared: bool) -> io::Result<()> {

@@ -316,6 +316,18 @@ fn accepted_sockets_inherit_their_options() {
     assert_ne!(flags & libc::O_NONBLOCK, 0);
 }
 
+fn weak_rule(port: u16) -> Rule {
+    Rule { weak: true, ..rule(Some("127.0.0.1"), port) }
+}
+
+#[test]
+fn explicit_ports_are_opened_before_best_effort_ones() {
+    let mut host = sockets(WITHOUT);
+    host.listen(&[weak_rule(0), rule(Some("127.0.0.1"), 0)]).unwrap();
+    assert_eq!(host.listening(0).map(|l| l.rule), Some(1));
+    assert_eq!(host.listening(1).map(|l| l.rule), Some(0));
+}
+
 #[test]
 fn a_port_that_is_taken_fails_in_words_or_warns() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -336,6 +348,9 @@ fn a_port_that_is_taken_fails_in_words_or_warns() {
     assert_eq!(listened.warnings.len(), 1, "one line for a rule");
     assert_eq!(listened.sockets, host.listeners.len());
     assert_eq!(host.listening(0).map(|l| l.rule), Some(0));
+    let beside = [weak_rule(port), weak_rule(0)];
+    let listened = sockets(WITHOUT).listen(&beside).unwrap();
+    assert_eq!((listened.sockets, listened.warnings.len()), (1, 1), "one port of all is enough");
     let scanned = host.listen(&[Rule { auto: true, ..strict }]).unwrap();
     assert_eq!(scanned, crate::host::listen::Listened::default());
 }
