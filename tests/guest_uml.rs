@@ -2,24 +2,140 @@
 
 mod common;
 
+use common::checks::{self, Bench};
 use common::guest::Guest;
-use common::net::Lab;
+use common::net::{FAR4, FAR6, HOST4, HOST6};
+use common::peer::Operation;
 
 #[test]
 fn peer() {
     common::peer::entry();
 }
 
+fn boot(options: &[&str]) -> Bench {
+    Bench::new(options, |lab, socket| Guest::uml(lab, Some(socket)))
+}
+
 #[test]
-fn a_guest_obeys_and_reboots() {
-    let lab = Lab::new();
-    let mut guest = Guest::uml(&lab, None);
-    assert_eq!(guest.run("exit 3").status, 3);
-    assert_eq!(guest.ok("printf '%s\\n\\tc' 'a b'"), "a b\n\tc\n");
-    guest.serve(5000);
-    guest.peer("Both [::1]:5000 1000000 7");
-    guest.peer("gather 127.0.0.1:5000 200");
-    guest.reboot();
-    guest.ok("test ! -e /run/ready.5000");
-    guest.kill();
+fn a_guest_uses_the_network_at_the_largest_mtu() {
+    boot(&[]).steps(&[
+        ("slaac", |bench| {
+            bench.guest.ok("ip link set eth0 up");
+            checks::slaac(bench);
+        }),
+        ("dhclient", dhclient),
+        ("dhcpcd", dhcpcd),
+        ("dhclient -6", dhclient6),
+        ("udhcpc", checks::configure),
+        ("lease", checks::udhcpc_lease),
+        ("mtu", |bench| assert_eq!(bench.guest.ok("cat /sys/class/net/eth0/mtu"), "65520\n")),
+        ("ping", checks::ping_far_and_gateway),
+        ("large ping", checks::ping_large),
+        ("TCP out", checks::tcp_out),
+        ("TCP in", checks::tcp_in),
+        ("UDP out", checks::udp_out),
+        ("UDP in", checks::udp_in),
+        ("refusals", checks::refusals_reach_the_guest),
+        ("bulk", |bench| checks::bulk(bench, 1 << 30)),
+        ("200 connections", |bench| checks::many_connections(bench, 200)),
+        ("no offloads", without_offloads),
+        ("reboot", reboot),
+        ("front-end killed", front_end_killed),
+    ]);
+}
+
+#[test]
+fn a_guest_uses_the_network_at_mtu_1500() {
+    boot(&["-m", "1500"]).steps(&[
+        ("udhcpc", checks::configure),
+        ("mtu", |bench| assert_eq!(bench.guest.ok("cat /sys/class/net/eth0/mtu"), "1500\n")),
+        ("ping", checks::ping_far_and_gateway),
+        ("large ping", checks::ping_large),
+        ("TCP out", checks::tcp_out),
+        ("TCP in", checks::tcp_in),
+        ("UDP out", checks::udp_out),
+        ("UDP in", checks::udp_in),
+        ("bulk", |bench| checks::bulk(bench, 1 << 30)),
+        ("no offloads", without_offloads),
+    ]);
+}
+
+/// The client of the Internet Systems Consortium, with the script that Debian gives it.
+fn dhclient(bench: &mut Bench) {
+    let guest = &mut bench.guest;
+    guest.ok("dhclient -4 -1 -v -lf /run/leases -pf /run/dhclient.pid eth0");
+    let lease = guest.ok("cat /run/leases");
+    for expected in [
+        "fixed-address 192.0.2.10;",
+        "option subnet-mask 255.255.255.0;",
+        "option routers 192.0.2.1;",
+        "option domain-name-servers 198.51.100.1;",
+        "option domain-search \"lab.example.\";",
+        "option interface-mtu 65520;",
+    ] {
+        assert!(lease.contains(expected), "no {expected} in:\n{lease}");
+    }
+    guest.ok("ip -4 addr show dev eth0 | grep ' 192.0.2.10/24 '");
+    guest.ok("ip -4 route show default | grep 'via 192.0.2.1 '");
+    guest.ok("grep '^nameserver 198.51.100.1$' /etc/resolv.conf");
+    guest.ok("dhclient -4 -x -pf /run/dhclient.pid eth0; ip -4 addr flush dev eth0");
+}
+
+fn dhcpcd(bench: &mut Bench) {
+    let guest = &mut bench.guest;
+    guest.ok("dhcpcd -4 -1 -t 30 eth0");
+    guest.ok("ip -4 addr show dev eth0 | grep ' 192.0.2.10/24 '");
+    guest.ok("ip -4 route show default | grep 'via 192.0.2.1 '");
+    guest.ok("ip -4 addr flush dev eth0");
+}
+
+fn dhclient6(bench: &mut Bench) {
+    let guest = &mut bench.guest;
+    guest.ok("dhclient -6 -1 -v -lf /run/leases6 -pf /run/dhclient6.pid eth0");
+    let lease = guest.ok("cat /run/leases6");
+    for expected in
+        ["iaaddr 2001:db8:1::10 ", "dhcp6.name-servers 2001:db8:ffff::1;", "lab.example"]
+    {
+        assert!(lease.contains(expected), "no {expected} in:\n{lease}");
+    }
+    guest.ok("ip -6 addr show dev eth0 | grep ' 2001:db8:1::10/128 '");
+    guest.ok("kill $(cat /run/dhclient6.pid)");
+}
+
+/// The driver goes on without checksum and segmentation offload: every frame is an ordinary one.
+fn without_offloads(bench: &mut Bench) {
+    bench.guest.ok("ethtool -K eth0 tx off sg off tso off gso off gro off rx off || true");
+    let features = bench.guest.ok("ethtool -k eth0");
+    for feature in ["tx-checksumming: off", "tcp-segmentation-offload: off"] {
+        assert!(features.contains(feature), "not {feature}:\n{features}");
+    }
+    checks::ping_far_and_gateway(bench);
+    checks::udp_out(bench);
+    checks::udp_in(bench);
+    checks::bulk(bench, 64 << 20);
+    bench.guest.ok("ethtool -K eth0 tx on sg on tso on gso on gro on || true");
+}
+
+fn reboot(bench: &mut Bench) {
+    bench.guest.reboot();
+    works_again(bench);
+}
+
+fn front_end_killed(bench: &mut Bench) {
+    let process = bench.passt.id();
+    bench.replace_guest();
+    works_again(bench);
+    assert_eq!(bench.passt.id(), process);
+    assert!(bench.passt.is_alive());
+}
+
+fn works_again(bench: &mut Bench) {
+    checks::configure(bench);
+    checks::ping_far_and_gateway(bench);
+    for address in [FAR4, FAR6] {
+        bench.out(Operation::Both, address, 10_000_000);
+    }
+    for address in [HOST4, HOST6] {
+        bench.into(checks::Place::Far, Operation::Both, address, 10_000_000);
+    }
 }

@@ -148,8 +148,6 @@ impl Guest {
             "tries=0; until {{ {condition}; }} >/dev/null; do
             tries=$((tries + 1)); [ $tries -lt 300 ] || exit 1; sleep 0.1; done"
         ));
-        let state =
-            if outcome.status == 0 { String::new() } else { self.ok("ip addr; ip -6 route") };
         if outcome.status != 0 {
             let state = self.ok("ip addr; ip route; ip -6 route");
             panic!("never came true in the guest: {condition}\n{state}");

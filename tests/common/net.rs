@@ -113,15 +113,6 @@ impl Namespace {
         self.within(|| fs::write(&path, value))
             .unwrap_or_else(|error| panic!("cannot set {name}: {error}"));
     }
-
-    /// The TCP counters of the kernel inside.
-    pub fn tcp_counters(&self) -> TcpCounters {
-        let (snmp, netstat) = self.within(|| {
-            let read = |name| fs::read_to_string(format!("/proc/thread-self/net/{name}"));
-            (read("snmp"), read("netstat"))
-        });
-        TcpCounters::parse(&(snmp.expect("no snmp") + &netstat.expect("no netstat")))
-    }
 }
 
 impl Drop for Namespace {
@@ -133,13 +124,19 @@ impl Drop for Namespace {
 /// Signs of loss in a kernel's TCP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TcpCounters {
-    /// Segments sent again for whatever reason.
+    /// Segments that it sent again, for whatever reason.
     pub retransmitted: u64,
-    /// Retransmission timers that expired.
+    /// Its retransmission timers that expired.
     pub timeouts: u64,
+    /// Segments that it received again.
+    pub duplicates: u64,
+    /// Segments that it received before their turn.
+    pub out_of_order: u64,
 }
 
 impl TcpCounters {
+    pub const NONE: Self = Self { retransmitted: 0, timeouts: 0, duplicates: 0, out_of_order: 0 };
+
     /// Reads `/proc/net/snmp` and `/proc/net/netstat`, one behind the other: lines in pairs, first
     /// the names and then the values.
     pub fn parse(text: &str) -> Self {
@@ -158,6 +155,8 @@ impl TcpCounters {
         Self {
             retransmitted: find("Tcp:", "RetransSegs"),
             timeouts: find("TcpExt:", "TCPTimeouts"),
+            duplicates: find("TcpExt:", "DelayedACKLost"),
+            out_of_order: find("TcpExt:", "TCPOFOQueue"),
         }
     }
 
@@ -165,6 +164,8 @@ impl TcpCounters {
         Self {
             retransmitted: self.retransmitted - earlier.retransmitted,
             timeouts: self.timeouts - earlier.timeouts,
+            duplicates: self.duplicates - earlier.duplicates,
+            out_of_order: self.out_of_order - earlier.out_of_order,
         }
     }
 }
@@ -216,6 +217,9 @@ fn connect(host: &Namespace, far: &Namespace) {
     }
     far.ip(&format!("addr add {FAR4}/32 dev lo"));
     far.ip(&format!("addr add {FAR6}/128 dev lo nodad"));
+    // Answers to datagrams leave with the address that they came to.
+    far.ip(&format!("route change 192.0.2.0/24 dev eth0 src {FAR4}"));
+    far.ip(&format!("-6 route add 2001:db8:1::/64 dev eth0 metric 1 src {FAR6}"));
     host.ip(&format!("route add default via {GATEWAY4}"));
     host.ip(&format!("-6 route add default via {GATEWAY6}"));
 }
@@ -269,6 +273,7 @@ impl Passt {
             .args(["--vhost-user", "-f", "-s"])
             .arg(&socket)
             .args(options)
+            .args(std::env::var("PASST_OPTIONS").iter().flat_map(|o| o.split(' ')))
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()

@@ -34,7 +34,7 @@ pub enum Operation {
     ServerEndsFirst = 4,
     /// What became of the connection with this seed: waits for it to end.
     Verdict = 5,
-    /// The client sends and then resets the connection.
+    /// The server answers at once; the client sends and then resets the connection.
     ClientResets = 6,
     /// The server resets the connection.
     ServerResets = 7,
@@ -206,10 +206,13 @@ impl Server {
                     self.changed.wait_timeout_while(known, PATIENCE, unknown).expect("poisoned");
                 stream.write_all(&[known.get(&seed).copied().unwrap_or(BAD)])
             }
-            Operation::ClientResets => match check(stream, up, length) {
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
-                other => Err(bad(&format!("no reset but {other:?}"))),
-            },
+            Operation::ClientResets => {
+                stream.write_all(&[GOOD])?;
+                match check(stream, up, length) {
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
+                    other => Err(bad(&format!("no reset but {other:?}"))),
+                }
+            }
             Operation::ServerResets => reset_on_close(stream),
             Operation::Gather => Err(bad("gathered before")),
         }
@@ -249,6 +252,8 @@ pub fn exchange(
         }
         Operation::Verdict => return expect_good(&mut stream),
         Operation::ClientResets => {
+            // A connection that is reset before the server accepts it is none.
+            expect_good(&mut stream)?;
             write_sequence(&mut stream, up, length / 2)?;
             reset_on_close(&stream)?;
         }
