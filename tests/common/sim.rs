@@ -1,6 +1,6 @@
 //! A network in memory: a virtual clock, chance from a seed, and the two far sides of the engine,
 //! [`super::sim_link`] and [`super::sim_host`], with a TCP that is not ours, [`super::smol`], as
-//! the guest.
+//! the guest. To look into a seed, set SIM_TRACE: every segment is printed.
 
 use super::sim_host::{Peer, SimHost};
 use super::sim_link::SimLink;

@@ -7,7 +7,7 @@ use super::window::RecvWindow;
 use super::{Flags, Limits, Outgoing, PeekPlan, Room, Sending};
 use crate::time::{Duration, Instant};
 use crate::token::Interest;
-use crate::wire::seq::{SeqNum, UnscaledWindow};
+use crate::wire::seq::{Mss, SeqNum, UnscaledWindow};
 
 /// Timeouts in a row after which a connection is given up: about 247 s.
 const RETRIES: u8 = 7;
@@ -43,7 +43,17 @@ pub struct Conn {
     room: RoomInfo,
     /// Window probes without any answer.
     pub(super) unanswered: u8,
-    pub(super) limits: Limits,
+    pub(super) limits: Kept,
+}
+
+/// What is kept of [`Limits`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kept {
+    mss: Mss,
+    pub(super) max_send_mss: Mss,
+    syn_retries: u8,
+    syn_linear_timeouts: u8,
+    max_rto_millis: u32,
 }
 
 /// The state of a connection, as far as segments tell. A state that is not here (CLOSE-WAIT,
@@ -106,7 +116,7 @@ pub(super) struct DueFlags {
 #[derive(Debug)]
 struct RoomInfo {
     asked: Instant,
-    rtt: Duration,
+    rtt_micros: u32,
     accepted: u32,
 }
 
@@ -134,9 +144,15 @@ impl Conn {
             due: DueFlags::default(),
             heard: now,
             look: now,
-            room: RoomInfo { asked: now, rtt: Duration::ZERO, accepted: 0 },
+            room: RoomInfo { asked: now, rtt_micros: 0, accepted: 0 },
             unanswered: 0,
-            limits: *limits,
+            limits: Kept {
+                mss: limits.mss,
+                max_send_mss: limits.max_send_mss,
+                syn_retries: limits.syn_retries,
+                syn_linear_timeouts: limits.syn_linear_timeouts,
+                max_rto_millis: u32::try_from(limits.max_rto.as_millis()).unwrap_or(u32::MAX),
+            },
         }
     }
 
@@ -164,14 +180,16 @@ impl Conn {
     /// What the socket and the staging can take now.
     pub fn on_room(&mut self, room: &Room, now: Instant) {
         self.recv.on_room(room);
-        self.room = RoomInfo { asked: now, rtt: room.rtt, accepted: 0 };
+        let rtt_micros = u32::try_from(room.rtt.as_micros()).unwrap_or(u32::MAX);
+        self.room = RoomInfo { asked: now, rtt_micros, accepted: 0 };
     }
 
     /// Whether asking the kernel for [`Room`] is worth a system call now: at most once per RTT/4 or
     /// 64 KiB, and only if the window is used up by three quarters or the socket does not keep up.
     pub fn wants_room_info(&self, now: Instant) -> bool {
-        let waited = now.since(self.room.asked) >= self.room.rtt / 4
-            || self.room.accepted >= ROOM_AFTER_BYTES;
+        let quarter = Duration::from_micros(u64::from(self.room.rtt_micros) / 4);
+        let waited =
+            now.since(self.room.asked) >= quarter || self.room.accepted >= ROOM_AFTER_BYTES;
         self.is_established() && self.room.accepted > 0 && waited && self.recv.is_scarce()
     }
 
@@ -314,9 +332,9 @@ impl Conn {
     pub fn deadline(&self) -> Option<Instant> {
         match self.state {
             State::Connecting | State::Closed(_) => None,
-            State::SynAckSent | State::SynSent => self.timer.at(),
+            State::SynAckSent | State::SynSent => self.timer.rings_at(),
             State::Established(_) => {
-                Some(self.timer.at().map_or(self.look, |at| at.min(self.look)))
+                Some(self.timer.rings_at().map_or(self.look, |at| at.min(self.look)))
             }
         }
     }
@@ -380,6 +398,7 @@ impl Conn {
     /// Sees to it that the timer is armed for what is being waited for. An alarm that is armed for
     /// it already keeps its time.
     pub(super) fn rearm(&mut self, now: Instant) {
+        let max_rto = Duration::from_millis(self.limits.max_rto_millis.into());
         let (alarm, after) = if self.send.is_closed_window() {
             if self.timer.is(Alarm::Retransmit) {
                 self.timer.forgive();
@@ -389,7 +408,7 @@ impl Conn {
             if self.timer.is(Alarm::Probe) {
                 self.timer.forgive();
             }
-            (Alarm::Retransmit, self.rtt.rto(self.timer.tries(), self.limits.max_rto))
+            (Alarm::Retransmit, self.rtt.rto(self.timer.tries(), max_rto))
         } else {
             self.timer.disarm();
             return;

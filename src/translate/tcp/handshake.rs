@@ -16,7 +16,12 @@ impl Conn {
     /// is left for the guest to send again.
     pub fn guest_opens(syn: &Segment, isn: SeqNum, limits: &Limits, now: Instant) -> Self {
         let window = u32::from(syn.window.0);
-        let send = SendWindow::new(isn, window, send_mss(syn.mss, limits), WindowScale::default());
+        let send = SendWindow::new(
+            isn,
+            window,
+            send_mss(syn.mss, limits.max_send_mss),
+            WindowScale::default(),
+        );
         let mut conn = Self::new(State::Connecting, send, limits, now);
         conn.recv.open(syn.seq);
         conn.take_scale(syn.window_scale);
@@ -26,7 +31,12 @@ impl Conn {
     /// A listener has accepted a peer: a SYN to the guest is due.
     pub fn peer_opens(isn: SeqNum, limits: &Limits, now: Instant) -> Self {
         let window = u32::from(Limits::HANDSHAKE_WINDOW);
-        let send = SendWindow::new(isn, window, send_mss(None, limits), WindowScale::default());
+        let send = SendWindow::new(
+            isn,
+            window,
+            send_mss(None, limits.max_send_mss),
+            WindowScale::default(),
+        );
         let mut conn = Self::new(State::SynSent, send, limits, now);
         conn.due.syn = true;
         conn.arm_handshake(now);
@@ -150,7 +160,7 @@ impl Conn {
 
     fn take_syn(&mut self, syn: &Segment) {
         self.recv.open(syn.seq);
-        self.send.mss = send_mss(syn.mss, &self.limits);
+        self.send.mss = send_mss(syn.mss, self.limits.max_send_mss);
         self.take_scale(syn.window_scale);
     }
 
@@ -164,10 +174,10 @@ impl Conn {
 }
 
 /// The payload that we put into one packet at most.
-fn send_mss(announced: Option<Mss>, limits: &Limits) -> Mss {
+fn send_mss(announced: Option<Mss>, most: Mss) -> Mss {
     let theirs = match announced {
         None | Some(Mss(0)) => Mss::DEFAULT,
         Some(mss) => mss,
     };
-    Mss(theirs.0.min(limits.max_send_mss.0).max(MIN_MSS))
+    Mss(theirs.0.min(most.0).max(MIN_MSS))
 }

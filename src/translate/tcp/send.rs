@@ -243,6 +243,7 @@ impl SendWindow {
         self.max_window = self.max_window.max(self.window);
         if window == 0 {
             self.nxt = self.una;
+            self.duplicates = 0;
             self.recovery = Recovery::No;
         } else {
             self.probe_due = false;

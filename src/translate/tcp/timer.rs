@@ -17,8 +17,9 @@ const GRANULARITY_MICROS: u32 = 1000;
 /// How long the guest takes to answer, and how long we wait for it.
 #[derive(Debug, Default)]
 pub(super) struct RttEstimator {
-    /// What is being timed: an ACK for this or more ends the measurement.
-    timed: Option<(SeqNum, Instant)>,
+    /// What is being timed: an ACK for this or more ends the measurement. The time it was sent is
+    /// in microseconds modulo 2^32, more than any timeout.
+    timed: Option<(SeqNum, u32)>,
     /// SRTT and RTTVAR in microseconds.
     smoothed: Option<(u32, u32)>,
     syn_retried: bool,
@@ -27,7 +28,7 @@ pub(super) struct RttEstimator {
 impl RttEstimator {
     /// Bytes up to `end` were sent for the first time.
     pub(super) fn on_sent(&mut self, end: SeqNum, now: Instant) {
-        self.timed.get_or_insert((end, now));
+        self.timed.get_or_insert((end, micros(now)));
     }
 
     /// Something was sent again: an ACK no longer tells of which copy (Karn; RFC 6298 3).
@@ -48,7 +49,7 @@ impl RttEstimator {
             return;
         }
         self.timed = None;
-        let sample = u32::try_from(now.since(sent).as_micros()).unwrap_or(u32::MAX / 16);
+        let sample = micros(now).wrapping_sub(sent).min(u32::MAX / 16);
         self.smoothed = Some(match self.smoothed {
             None => (sample, sample / 2),
             Some((srtt, var)) => {
@@ -71,6 +72,10 @@ impl RttEstimator {
     }
 }
 
+fn micros(at: Instant) -> u32 {
+    (at.as_nanos() / 1000) as u32
+}
+
 /// What the timer of a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Alarm {
@@ -85,17 +90,19 @@ pub(super) enum Alarm {
 /// The timer: at most one alarm at a time, and how often it has rung in a row.
 #[derive(Debug, Default)]
 pub(super) struct Timer {
-    armed: Option<(Alarm, Instant)>,
+    armed: Option<Alarm>,
+    /// When it rings, if it is armed.
+    at: Instant,
     tries: u8,
 }
 
 impl Timer {
-    pub(super) fn at(&self) -> Option<Instant> {
-        self.armed.map(|(_, at)| at)
+    pub(super) fn rings_at(&self) -> Option<Instant> {
+        self.armed.map(|_| self.at)
     }
 
     pub(super) fn is(&self, alarm: Alarm) -> bool {
-        self.armed.is_some_and(|(armed, _)| armed == alarm)
+        self.armed == Some(alarm)
     }
 
     pub(super) const fn tries(&self) -> u8 {
@@ -103,7 +110,8 @@ impl Timer {
     }
 
     pub(super) fn arm(&mut self, alarm: Alarm, at: Instant) {
-        self.armed = Some((alarm, at));
+        self.armed = Some(alarm);
+        self.at = at;
     }
 
     pub(super) fn disarm(&mut self) {
@@ -118,11 +126,10 @@ impl Timer {
     /// The alarm that is due, disarmed and counted. The caller arms it again when something was
     /// sent for it: no timeout counts as long as the link takes nothing.
     pub(super) fn take_due(&mut self, now: Instant) -> Option<Alarm> {
-        let (alarm, at) = self.armed?;
-        if now < at {
+        if now < self.at {
             return None;
         }
-        self.armed = None;
+        let alarm = self.armed.take()?;
         self.tries = self.tries.saturating_add(1);
         Some(alarm)
     }
@@ -145,7 +152,7 @@ pub(super) fn syn_interval(tries: u8, linear: u8) -> Duration {
 /// Limits answers to segments that may be forged: 10 a second (RFC 5961 7).
 #[derive(Debug, Default)]
 pub(super) struct ChallengeLimit {
-    since: Instant,
+    second: u32,
     count: u8,
 }
 
@@ -154,8 +161,9 @@ impl ChallengeLimit {
 
     /// Whether one more may be sent now.
     pub(super) fn allows(&mut self, now: Instant) -> bool {
-        if now.since(self.since) >= Duration::from_secs(1) {
-            *self = Self { since: now, count: 0 };
+        let second = (now.as_nanos() / 1_000_000_000) as u32;
+        if second != self.second {
+            *self = Self { second, count: 0 };
         }
         let allowed = self.count < Self::PER_SECOND;
         self.count += u8::from(allowed);
@@ -216,7 +224,7 @@ mod tests {
         assert_eq!(timer.take_due(at(9)), None);
         assert!(timer.is(Alarm::Retransmit) && !timer.is(Alarm::Probe));
         assert_eq!(timer.take_due(at(10)), Some(Alarm::Retransmit));
-        assert_eq!((timer.take_due(at(10)), timer.at(), timer.tries()), (None, None, 1));
+        assert_eq!((timer.take_due(at(10)), timer.rings_at(), timer.tries()), (None, None, 1));
     }
 
     #[test]

@@ -5,8 +5,9 @@ use crate::wire::seq::{SeqNum, UnscaledWindow, WindowScale, WindowSize};
 
 /// The window never mirrors less of the peer's than this: a peer that does not read fills the
 /// socket and the staging, which closes the window by itself and opens it with an event. To mirror
-/// a small window we would have to poll for it.
-const LEAST_MIRRORED: u32 = 64 << 10;
+/// a small window we would have to poll for it. It is also what the guest fills between two of our
+/// turns, so less would slow it down on the way to a fast peer whose window still grows.
+const LEAST_MIRRORED: u32 = 256 << 10;
 
 /// The receive sequence space (RFC 9293 3.3.1), and the room behind it.
 #[derive(Debug)]
@@ -177,7 +178,8 @@ impl RecvWindow {
     pub(super) fn update_due(&self) -> bool {
         let (target, known) = (self.target(), self.edge.distance_from(self.ack()));
         let grown = target.saturating_sub(known);
-        let enough = if known == 0 { self.step() } else { self.step().saturating_mul(2) };
+        let closed = known >> self.scale.get() == 0;
+        let enough = if closed { self.step() } else { self.step().saturating_mul(2) };
         self.used && !self.fin && grown >= enough.min(self.cap / 2).max(1) && known <= target / 2
     }
 

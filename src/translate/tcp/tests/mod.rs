@@ -334,5 +334,5 @@ impl Script {
 
 #[test]
 fn a_connection_is_small() {
-    assert!(size_of::<Conn>() <= 320, "{}", size_of::<Conn>());
+    assert!(size_of::<Conn>() <= 256, "{}", size_of::<Conn>());
 }
