@@ -136,6 +136,8 @@ pub struct Sockets {
     /// Where peeks without SO_PEEK_OFF put what they are not asked for.
     scratch: Scratch,
     pub(super) tables: Tables,
+    /// The kernel has refused a ping socket, and we have said so.
+    ping_refused: bool,
 }
 
 impl Sockets {
@@ -156,6 +158,7 @@ impl Sockets {
             starved: Vec::new(),
             scratch: Scratch::default(),
             tables: Tables::default(),
+            ping_refused: false,
         })
     }
 
@@ -278,7 +281,16 @@ impl Host for Sockets {
     }
 
     fn open_echo(&mut self, remote: IpAddr, identifier: u16, flow: FlowId) -> io::Result<Datagram> {
-        Datagram::open_echo(&self.epoll, &self.setup, remote, identifier, flow)
+        let opened = Datagram::open_echo(&self.epoll, &self.setup, remote, identifier, flow);
+        if matches!(&opened, Err(e) if e.kind() == io::ErrorKind::PermissionDenied)
+            && !std::mem::replace(&mut self.ping_refused, true)
+        {
+            log::warn!(
+                "Guests cannot ping: our group must be in the range of the sysctl \
+                 net.ipv4.ping_group_range"
+            );
+        }
+        opened
     }
 
     fn send_messages(

@@ -706,7 +706,13 @@ fn pings_keep_their_identifier_where_it_is_free() {
         let refused = host.send_messages(&mut near, &plain(1), &lie, 9).unwrap_err();
         assert_eq!(refused.raw_os_error(), Some(libc::EINVAL));
     }
-    // Without a route a ping is an error of this host.
+    // Who may not ping is told so, and why it is.
+    std::fs::write("/proc/sys/net/ipv4/ping_group_range", "1 0").unwrap();
     let mut host = sockets(WITHOUT);
+    let refused = host.open_echo("127.0.0.1".parse().unwrap(), 1, FLOW).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::PermissionDenied);
+    assert!(host.ping_refused);
+    // Without a route a ping is an error of this host.
+    std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647").unwrap();
     host.open_echo("192.0.2.1".parse().unwrap(), 1, FLOW).unwrap_err();
 }
