@@ -525,3 +525,111 @@ fn runs_from_outside_stay_runs_where_the_link_can_carry_them() {
     .collect();
     assert_eq!(fragments, [Some(0), Some(1480), Some(0), Some(1480)]);
 }
+
+#[test]
+fn extension_headers_are_walked_to_the_datagram_behind_them() {
+    let udp = [&[0x0f, 0xa0, 0, 9, 0, 12, 0, 0][..], b"data"].concat();
+    // Destination options (RFC 8200 4.6): 8 bytes of padding in front of UDP.
+    let options = [&[17, 0, 1, 4, 0, 0, 0, 0][..], &udp].concat();
+    let mut net = Net::new(1500);
+    net.frame(ip(addr(V6.0), addr(V6.1), 60, 64, &options));
+    assert_eq!(net.host().sockets[0].remote, end(V6.1, 9));
+    assert_eq!(net.host().sockets[0].local.port, 4000);
+    assert_eq!(net.host().sockets[0].sent, [sent(b"data")]);
+    // ESP, and a chain that does not end, are nobody's.
+    net.frame(ip(addr(V6.0), addr(V6.1), 50, 64, &options));
+    let endless = [60u8, 0, 1, 4, 0, 0, 0, 0].repeat(40);
+    net.frame(ip(addr(V6.0), addr(V6.1), 60, 64, &endless));
+    assert_eq!(net.engine.datagram_flows(), 1);
+    let drops: u64 = net.engine.drops().iter().map(|(_, n)| n).sum();
+    assert_eq!(drops, 2, "{:?}", net.engine.drops());
+}
+
+#[test]
+fn fragments_of_the_other_family_become_one_datagram_too() {
+    let payload: Vec<u8> = (0..=255).cycle().take(2000).collect();
+    let whole = outgoing(V6, &payload);
+    let body = &whole[54..];
+    let part = |from: usize, to: usize, more: u16| {
+        let offset = u16::try_from(from).unwrap() | more;
+        let header = [&[17, 0][..], &offset.to_be_bytes(), &[0, 0, 0, 77]].concat();
+        ip(addr(V6.0), addr(V6.1), 44, 64, &[&header, &body[from..to]].concat())
+    };
+    let mut net = Net::new(1500);
+    net.frame(part(0, 1448, 1));
+    net.frame(part(1448, 2008, 0));
+    assert_eq!(net.host().sockets[0].sent, [sent(&payload)]);
+    // A datagram in one "fragment" is whole (RFC 6946).
+    net.frame(part(0, 2008, 0));
+    assert_eq!(net.host().sockets[0].sent.len(), 2);
+}
+
+#[test]
+fn padding_of_frames_is_no_payload() {
+    for family in [V4, V6] {
+        let mut net = Net::new(1500);
+        let mut frame = outgoing(family, b"x");
+        frame.resize(80, 0xee);
+        net.frame(frame);
+        assert_eq!(net.host().sockets[0].sent, [sent(b"x")]);
+    }
+}
+
+#[test]
+fn what_is_switched_off_is_counted() {
+    let mut net = Net::with(1500, |settings| {
+        settings.protocols.udp = false;
+        settings.protocols.icmp = false;
+        settings.view.v6 = None;
+    });
+    net.frame(outgoing(V4, b"x"));
+    net.frame(echo_request(V4, 64));
+    net.frame(outgoing(V6, b"x"));
+    assert_eq!(net.engine.drops().get(DropReason::ProtocolDisabled), 2);
+    assert_eq!(net.engine.drops().get(DropReason::FamilyDisabled), 1);
+    assert!(net.host().sockets.is_empty());
+}
+
+#[test]
+fn a_query_without_a_resolver_opens_nothing() {
+    let mut net = Net::with(1500, |settings| settings.translation.v4.dns_host = None);
+    net.frame(datagram(end(V4.0, 4000), end("192.0.2.53", 53), b"?"));
+    assert_eq!(net.engine.drops().get(DropReason::NoTarget), 1);
+    assert!(net.host().sockets.is_empty());
+}
+
+proptest::proptest! {
+    /// No frame of a guest, and nothing that a host's socket says, panics or opens what it should
+    /// not: every frame ends as a message, a reply, or a count.
+    #[test]
+    fn whatever_the_guest_sends_ends_somewhere(
+        mangled in proptest::collection::vec((0usize..70, proptest::num::u8::ANY), 0..6),
+        cut in 14usize..120,
+        which in 0usize..4,
+        segment in 0u16..40,
+        answer in proptest::collection::vec(proptest::num::u8::ANY, 0..40),
+    ) {
+        let mut net = Net::new(1500);
+        let mut frame = match which {
+            0 => outgoing(V4, &[1; 40]),
+            1 => outgoing(V6, &[2; 40]),
+            2 => echo_request(V4, 64),
+            _ => echo_request(V6, 64),
+        };
+        for (at, byte) in mangled {
+            if let Some(place) = frame.get_mut(at) {
+                *place = byte;
+            }
+        }
+        frame.truncate(cut);
+        let offload = if segment == 0 { Offload::default() } else { segmented(segment) };
+        net.frames(&[(frame.clone(), offload), (frame, Offload::default())]);
+        proptest::prop_assert!(net.engine.datagram_flows() <= 1);
+        if !net.host().sockets.is_empty() {
+            let kind = answer.first().copied().unwrap_or(0);
+            let icmp = Some(IcmpCause { offender: addr(V4.1), kind, code: 0, info: u32::MAX });
+            net.arrive(0, &answer);
+            net.error(0, SocketError { errno: libc::EPROTO, icmp, quoted: answer });
+        }
+    }
+}

@@ -320,6 +320,11 @@ impl Net {
     /// Guest 192.0.2.10 and 2001:db8::10, gateway .1 and fe80::1, which is also the name of the
     /// host's loopback; UDP ports 8000 to 8009 of the host are the guest's 5000 to 5009.
     pub(super) fn new(mtu: u16) -> Self {
+        Self::with(mtu, |_| {})
+    }
+
+    /// The same with other settings.
+    pub(super) fn with(mtu: u16, change: impl FnOnce(&mut Settings)) -> Self {
         let view = GuestView {
             our_mac: DEFAULT_MAC,
             mtu: Some(mtu),
@@ -356,7 +361,7 @@ impl Net {
             weak: false,
             auto: false,
         };
-        let settings = Settings {
+        let mut settings = Settings {
             view,
             translation,
             rules: vec![rule],
@@ -364,6 +369,7 @@ impl Net {
             max_flows: 4,
             hash_key: [7; 16],
         };
+        change(&mut settings);
         let caps = LinkCaps { max_frame: 14 + 65_535, ..LinkCaps::default() };
         Self {
             engine: Engine::new(Native::default(), settings, Instant::ZERO),
