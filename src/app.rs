@@ -26,7 +26,7 @@ use crate::sys::error_text;
 use crate::sys::socket::{self, Family, Kind};
 use crate::token::{Interest, Token};
 use ::log::{error, info, warn};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -98,10 +98,12 @@ errors_from! {
     Unix(unix::Error),
 }
 
-/// Runs `program` with the arguments of the process, and returns its exit status.
+/// Runs `program`, or the one by whose name it was called, with the arguments of the process, and
+/// returns its exit status.
 pub fn main(program: Program) -> ExitCode {
     let mut args = std::env::args_os();
     let argv0 = args.next().unwrap_or_else(|| OsString::from(program.name()));
+    let program = called(&argv0).unwrap_or(program);
     let args: Vec<_> = args.collect();
     match options::parse(program, &argv0.to_string_lossy(), &args) {
         Ok(Request::Print(text)) => print(&text),
@@ -118,6 +120,13 @@ pub fn main(program: Program) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The program that a name stands for: one may be a link to the other.
+fn called(argv0: &OsStr) -> Option<Program> {
+    let name = Path::new(argv0).file_name()?.to_string_lossy();
+    let is = |program: &Program| name.contains(program.name());
+    [Program::Pasta, Program::Passt].into_iter().find(is)
 }
 
 fn print(text: &str) -> ExitCode {

@@ -147,6 +147,21 @@ fn what_prints_prints_on_standard_output_only() {
 }
 
 #[test]
+fn the_name_by_which_it_is_called_chooses_the_program() {
+    use std::os::unix::process::CommandExt as _;
+    for (program, name, expected) in [
+        (PASST, "/usr/bin/pasta", "pasta "),
+        (PASTA, "passt", "passt "),
+        (PASST, "x.passt.pasta", "pasta "),
+        (PASST, "/pasta/network", "passt "),
+        (PASTA, "", "pasta "),
+    ] {
+        let output = Command::new(program).arg0(name).arg("--version").output().expect("starts");
+        assert!(String::from_utf8_lossy(&output.stdout).starts_with(expected), "{name}");
+    }
+}
+
+#[test]
 fn a_full_disk_behind_standard_output_is_a_failure_and_no_panic() {
     let full = fs::File::options().write(true).open("/dev/full").expect("is there");
     let status = Command::new(PASST).arg("--version").stdout(full).status().expect("starts");
