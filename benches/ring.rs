@@ -4,11 +4,15 @@
 //! `cargo bench --bench ring`; an argument is the number of seconds for each row. On one machine
 //! figures vary by a factor of two from run to run: the best of several is what counts.
 
-#[path = "../tests/common/mod.rs"]
-mod common;
+#![allow(dead_code, unreachable_pub, reason = "the modules of the tests have more than is used")]
 
-use common::driver::{DriverRing, NEXT, WRITE};
-use common::frontend::{BUFFERS, Machine, Options, merge};
+#[path = "../tests/common/driver.rs"]
+mod driver;
+#[path = "../tests/common/frontend.rs"]
+mod frontend;
+
+use driver::{DriverRing, NEXT, WRITE};
+use frontend::{BUFFERS, Machine, Options, merge};
 use passt::link::vhost::VhostLink;
 use passt::link::{Link, LinkEvents, Offload, Sink, Source};
 use passt::span;

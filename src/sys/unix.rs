@@ -26,13 +26,29 @@ fn count(fd: BorrowedFd<'_>, request: libc::Ioctl) -> io::Result<usize> {
 }
 
 /// Reads without waiting; appends the descriptors that came along to `descriptors`, close-on-exec.
-/// Returns the number of bytes, 0 at the end of the stream. (nix's `recvmsg` loses descriptors
-/// when there was no room for all of them.)
+/// Returns the number of bytes, 0 at the end of the stream.
 pub fn receive(
     fd: BorrowedFd<'_>,
     into: &mut [u8],
     descriptors: &mut Vec<OwnedFd>,
 ) -> io::Result<usize> {
+    receive_with(fd, into, 0, descriptors).map(|(n, _)| n)
+}
+
+/// Reads without waiting and without taking anything. Returns the number of bytes, and whether all
+/// descriptors that would come along could be had: `false` when there are more than
+/// [`MAX_DESCRIPTORS`], or the process has too many open.
+pub fn peek(fd: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<(usize, bool)> {
+    receive_with(fd, into, libc::MSG_PEEK, &mut Vec::new())
+}
+
+/// `recvmsg`. (nix's loses descriptors when there was no room for all of them.)
+fn receive_with(
+    fd: BorrowedFd<'_>,
+    into: &mut [u8],
+    flags: libc::c_int,
+    descriptors: &mut Vec<OwnedFd>,
+) -> io::Result<(usize, bool)> {
     const FD: usize = size_of::<libc::c_int>();
     // Room for two headers at least, aligned as they are.
     let mut control = [0u64; 4 + MAX_DESCRIPTORS * FD / 8];
@@ -45,7 +61,7 @@ pub fn receive(
     // SAFETY: no pointers.
     let room = unsafe { libc::CMSG_SPACE((MAX_DESCRIPTORS * FD) as u32) };
     message.msg_controllen = (room as usize).min(size_of_val(&control)) as _;
-    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    let flags = flags | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
     // SAFETY: `message` names `into` and `control` with their true sizes; both outlive the call.
     let read = check_len(unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags) })?;
     // SAFETY: the kernel has filled `control` and set its length; the macros walk inside of it.
@@ -56,7 +72,7 @@ pub fn receive(
         while let Some(part) = header.as_ref() {
             if (part.cmsg_level, part.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
                 let data = libc::CMSG_DATA(header).cast::<libc::c_int>();
-                let bytes = (part.cmsg_len as usize).saturating_sub(libc::CMSG_LEN(0) as usize);
+                let bytes = part.cmsg_len.saturating_sub(libc::CMSG_LEN(0) as usize);
                 for n in 0..bytes / FD {
                     descriptors.push(OwnedFd::from_raw_fd(data.add(n).read_unaligned()));
                 }
@@ -64,5 +80,5 @@ pub fn receive(
             header = libc::CMSG_NXTHDR(&raw const message, header);
         }
     }
-    Ok(read)
+    Ok((read, message.msg_flags & libc::MSG_CTRUNC == 0))
 }

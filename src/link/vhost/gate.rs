@@ -5,9 +5,10 @@
 //! is one the handler knows; the gate answers the others itself.
 
 use super::session::Session;
-use crate::sys::unix::{receive, unread, unsent};
-use nix::sys::socket::{MsgFlags, recv, send};
+use crate::sys::unix::{peek, receive, unread, unsent};
+use nix::sys::socket::{MsgFlags, send};
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use vhost::vhost_user::message::VhostUserMemoryRegion;
@@ -73,7 +74,7 @@ struct Header {
 
 /// Looks at the next message on `stream`. Never blocks.
 pub(super) fn step(stream: &UnixStream, session: &mut Session) -> Step {
-    let header = match peek(stream) {
+    let header = match next_header(stream) {
         Ok(Some(header)) => header,
         Ok(None) => return Step::Wait,
         Err(()) => return Step::Close,
@@ -95,12 +96,13 @@ pub(super) fn step(stream: &UnixStream, session: &mut Session) -> Step {
     intercept(stream, header, session).unwrap_or(Step::Close)
 }
 
-/// The next header; `None` when it is not there in full, an error when the front-end has gone.
-fn peek(stream: &UnixStream) -> Result<Option<Header>, ()> {
+/// The next header; `None` when it is not there in full, an error when there will be none, or one
+/// whose descriptors we cannot have: the handler would lose the header with them and wait for
+/// another.
+fn next_header(stream: &UnixStream) -> Result<Option<Header>, ()> {
     let mut bytes = [0; HEADER];
-    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-    match recv(stream.as_raw_fd(), &mut bytes, flags) {
-        Ok(HEADER) => {
+    match peek(stream.as_fd(), &mut bytes) {
+        Ok((HEADER, true)) => {
             let [a, b, c, d, e, f, g, h, i, j, k, l] = bytes;
             Ok(Some(Header {
                 request: u32::from_ne_bytes([a, b, c, d]),
@@ -108,11 +110,14 @@ fn peek(stream: &UnixStream) -> Result<Option<Header>, ()> {
                 size: u32::from_ne_bytes([i, j, k, l]) as usize,
             }))
         }
-        Ok(0) => Err(()),
+        Ok((0, _) | (_, false)) => Err(()),
         // A look ends where descriptors are attached, and they belong to whole headers.
         Ok(_) if unread(stream.as_fd()).is_ok_and(|n| n >= HEADER) => Err(()),
-        Ok(_) | Err(nix::Error::EAGAIN | nix::Error::EINTR) => Ok(None),
-        Err(_) => Err(()),
+        Ok(_) => Ok(None),
+        Err(e) => match e.kind() {
+            ErrorKind::WouldBlock | ErrorKind::Interrupted => Ok(None),
+            _ => Err(()),
+        },
     }
 }
 
@@ -150,7 +155,7 @@ fn intercept(stream: &UnixStream, header: Header, session: &mut Session) -> Opti
         // A read ends where descriptors are attached: so more than one may be needed.
         match receive(stream.as_fd(), rest, &mut descriptors) {
             Ok(n @ 1..) => got += n,
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
             _ => return None,
         }
     }
