@@ -49,6 +49,7 @@ impl Guest {
         command.arg(format!("init={LIBRARY}/guest-init"));
         command.args(["con=null", "con0=null,fd:2", "ssl0=fd:0,fd:1", "obey=ttyS0", "quiet"]);
         command.arg(assignment("share", lab.dir.path()));
+        command.arg(assignment("uml_dir", &lab.dir.join("uml")));
         if let Some(socket) = socket {
             let mut device = assignment("virtio_uml.device", socket);
             device.push(":1");
