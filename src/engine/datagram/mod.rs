@@ -117,7 +117,9 @@ impl<D: std::fmt::Debug> Datagrams<D> {
             guest: Endpoint::new(ip.src, header.src_port),
             remote: Endpoint::new(ip.dst, header.dst_port),
         };
-        let flow = self.flow_of_guest(ctx, key)?;
+        let payload = transport.get(udp::LEN..).unwrap_or_default();
+        let quoted = payload.get(..header.payload_len()).unwrap_or(payload);
+        let flow = self.flow_of_guest(ctx, key, quoted)?;
         self.add(Piece {
             flow,
             frame: index,
@@ -143,7 +145,8 @@ impl<D: std::fmt::Debug> Datagrams<D> {
             guest: Endpoint::new(ip.src, identifier),
             remote: Endpoint::new(ip.dst, identifier),
         };
-        let flow = self.flow_of_guest(ctx, key)?;
+        let quoted = transport.get(..ip.transport_len).unwrap_or(transport);
+        let flow = self.flow_of_guest(ctx, key, quoted)?;
         self.add(Piece {
             flow,
             frame: index,
@@ -165,11 +168,13 @@ impl<D: std::fmt::Debug> Datagrams<D> {
         }
     }
 
-    /// The flow with this key, made if there is none.
-    fn flow_of_guest<H: Host<Datagram = D>, K>(
+    /// The flow with this key, made if there is none. `quoted` is what the guest is told of its
+    /// message if that fails.
+    fn flow_of_guest<H: Host<Datagram = D>, K: Sink>(
         &mut self,
         ctx: &mut Ctx<'_, H, K>,
         key: FlowKey,
+        quoted: &[u8],
     ) -> Result<FlowId, DropReason> {
         if let Some(id) = self.table.find(&key) {
             return Ok(id);
@@ -180,14 +185,17 @@ impl<D: std::fmt::Debug> Datagrams<D> {
             forward::outbound(&settings.view, &settings.translation, key.protocol, key.remote)
                 .map_err(|_| DropReason::NoTarget)?;
         let id = self.table.next_id().ok_or(DropReason::TableFull)?;
-        let socket = match key.protocol {
+        let opened = match key.protocol {
             Protocol::Echo => ctx.host.open_echo(target.addr, key.guest.port, id),
             _ => {
                 let local = Endpoint::new(unspecified(target.addr), key.guest.port);
                 ctx.host.open_udp(local, target, id).map(|(socket, _)| socket)
             }
-        }
-        .map_err(|_| DropReason::NoSocket)?;
+        };
+        let socket = opened.map_err(|error| {
+            report::refuse(ctx, &key, &error, quoted);
+            DropReason::NoSocket
+        })?;
         self.insert(ctx, key, socket, target, true)
     }
 

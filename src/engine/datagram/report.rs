@@ -4,9 +4,10 @@ use super::Flow;
 use crate::engine::Ctx;
 use crate::engine::headers::{Addresses, MAX_IP_HEADERS};
 use crate::flow::{FlowKey, Protocol, forward};
-use crate::host::{Host, IcmpCause, SocketError};
+use crate::host::{Host, IcmpCause};
 use crate::link::{ETHERNET_HEADER, Sink};
 use crate::wire::{icmpv4, icmpv6, protocol, udp};
+use std::io;
 use std::net::IpAddr;
 
 /// Errors that are taken from one socket at a time.
@@ -21,52 +22,68 @@ impl<D: std::fmt::Debug> Flow<D> {
     ) {
         for _ in 0..MAX_ERRORS {
             let Some(error) = ctx.host.next_error(&mut self.socket) else { break };
-            let cause = error.icmp.or_else(|| local_cause(key, &error));
+            let cause = error.icmp.or_else(|| local_cause(key, error.errno));
             if let Some(cause) = cause {
-                self.report(ctx, key, &cause, &error.quoted);
+                report(ctx, key, self.target.addr, &cause, &error.quoted);
             }
-        }
-    }
-
-    fn report<H, K: Sink>(
-        &self,
-        ctx: &mut Ctx<'_, H, K>,
-        key: &FlowKey,
-        cause: &IcmpCause,
-        quoted: &[u8],
-    ) {
-        let settings = &ctx.shared.settings;
-        let offender = if cause.offender == self.target.addr {
-            // The endpoint itself, under the name that the guest knows.
-            Some(key.remote.addr)
-        } else {
-            forward::remote_seen(
-                &settings.view,
-                &settings.translation,
-                &ctx.shared.observed,
-                cause.offender,
-            )
-            .ok()
-        };
-        let Some(offender) = offender else { return };
-        let addresses = Addresses { src: offender, ..ctx.shared.to_guest(key) };
-        if let Some(frame) = build(&addresses, key, cause, quoted) {
-            ctx.send_frame(&frame);
         }
     }
 }
 
+/// The host has refused, with `error`, to open a flow or to send: tells the guest, as a router of
+/// the host's network would have, if the error says something about the way.
+pub(super) fn refuse<H, K: Sink>(
+    ctx: &mut Ctx<'_, H, K>,
+    key: &FlowKey,
+    error: &io::Error,
+    quoted: &[u8],
+) {
+    if let Some(cause) = error.raw_os_error().and_then(|errno| local_cause(key, errno)) {
+        report(ctx, key, key.remote.addr, &cause, quoted);
+    }
+}
+
+/// Sends an ICMP error about a datagram to `target`, which the guest knows as the remote end.
+fn report<H, K: Sink>(
+    ctx: &mut Ctx<'_, H, K>,
+    key: &FlowKey,
+    target: IpAddr,
+    cause: &IcmpCause,
+    quoted: &[u8],
+) {
+    let settings = &ctx.shared.settings;
+    let (view, translation) = (&settings.view, &settings.translation);
+    let offender = if cause.offender == target || cause.offender == key.remote.addr {
+        // The endpoint itself, under the name that the guest knows.
+        Ok(key.remote.addr)
+    } else {
+        forward::remote_seen(view, translation, &ctx.shared.observed, cause.offender)
+    };
+    let Ok(offender) = offender else { return };
+    let addresses = Addresses { src: offender, ..ctx.shared.to_guest(key) };
+    if let Some(frame) = build(&addresses, key, cause, quoted) {
+        ctx.send_frame(&frame);
+    }
+}
+
 /// The ICMP message that stands for an error of this host itself.
-fn local_cause(key: &FlowKey, error: &SocketError) -> Option<IcmpCause> {
+fn local_cause(key: &FlowKey, errno: i32) -> Option<IcmpCause> {
     let v4 = key.guest.is_ipv4();
-    let (kind, code) = match (error.errno, v4) {
-        // Port, host and network unreachable (RFC 792); port, address and no route (RFC 4443).
+    // Groups do not answer errors (RFC 1122 3.2.2), and none is sent about them.
+    if key.remote.addr.is_multicast() {
+        return None;
+    }
+    let (kind, code) = match (errno, v4) {
+        // Port, host and network unreachable, prohibited (RFC 1812 5.2.7.1); port and address
+        // unreachable, no route, prohibited (RFC 4443 3.1).
         (libc::ECONNREFUSED, true) => (3, 3),
         (libc::ECONNREFUSED, false) => (1, 4),
         (libc::EHOSTUNREACH, true) => (3, 1),
         (libc::EHOSTUNREACH, false) => (1, 3),
         (libc::ENETUNREACH, true) => (3, 0),
         (libc::ENETUNREACH, false) => (1, 0),
+        (libc::EACCES | libc::EPERM, true) => (3, 13),
+        (libc::EACCES | libc::EPERM, false) => (1, 1),
         _ => return None,
     };
     Some(IcmpCause { offender: key.remote.addr, kind, code, info: 0 })

@@ -1,6 +1,6 @@
 //! Datagrams of the guest's to sockets: straight from its memory, runs of equal size in one call.
 
-use super::{Flow, Piece, Scratch};
+use super::{Flow, Piece, Scratch, report};
 use crate::engine::Ctx;
 use crate::engine::counters::DropReason;
 use crate::flow::FlowKey;
@@ -14,6 +14,10 @@ const MAX_RUN: usize = 64;
 
 /// Bytes of one UDP_SEGMENT send at most: what an IP packet holds.
 const MAX_RUN_BYTES: usize = 65_000;
+
+/// Bytes of a refused datagram that the guest is told: what an ICMP error may quote (RFC 1812
+/// 4.3.2.3).
+const QUOTE: usize = 520;
 
 /// One datagram in a frame.
 #[derive(Clone, Copy, Debug)]
@@ -90,6 +94,16 @@ impl<D: std::fmt::Debug> Flow<D> {
             result = ctx.host.send_messages(&mut self.socket, &scratch.messages, &spans, ttl);
         }
         let segmented = scratch.messages.first().is_some_and(|first| first.segment.is_some());
+        if let Err(error) = &result
+            && error.kind() != ErrorKind::WouldBlock
+            && !segmented
+        {
+            // Now it is about the first datagram itself.
+            let mut quoted = [0; QUOTE];
+            let first = scratch.messages.first().map_or(0, |first| first.spans);
+            let n = span::gather(spans.get(..first).unwrap_or_default(), 0, &mut quoted);
+            report::refuse(ctx, key, error, quoted.get(..n).unwrap_or_default());
+        }
         scratch.spans = recycle(spans);
         let sum = |n: usize| runs.iter().take(n).sum::<usize>();
         match result {
@@ -97,10 +111,7 @@ impl<D: std::fmt::Debug> Flow<D> {
             Ok(n) => Sent::Taken(sum(n)),
             Err(e) if e.kind() == ErrorKind::WouldBlock => Sent::Refused(cuts.len()),
             Err(_) if segmented => Sent::WithoutSegmentation,
-            Err(_) => {
-                self.report_errors(ctx, key);
-                Sent::Refused(1)
-            }
+            Err(_) => Sent::Refused(1),
         }
     }
 }

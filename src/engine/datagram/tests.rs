@@ -382,11 +382,50 @@ fn too_many_flows_or_too_few_descriptors_cost_datagrams_only() {
     assert_eq!(net.engine.datagram_flows(), 4);
     assert_eq!(net.engine.drops().get(DropReason::TableFull), 2);
     let mut net = Net::new(1500);
-    net.host().refuse = true;
+    net.host().refuse = Some(libc::EMFILE);
     net.frame(outgoing(V4, b"?"));
     net.frame(echo_request(V6, 64));
     assert_eq!(net.engine.drops().get(DropReason::NoSocket), 2);
     assert_eq!(net.engine.datagram_flows(), 0);
+    net.nothing_more();
+}
+
+#[test]
+fn a_host_without_a_way_tells_the_guest() {
+    for (errno, v4, v6) in [
+        (libc::ENETUNREACH, [3, 0], [1, 0]),
+        (libc::EHOSTUNREACH, [3, 1], [1, 3]),
+        (libc::EPERM, [3, 13], [1, 1]),
+        (libc::EACCES, [3, 13], [1, 1]),
+    ] {
+        for (family, expected) in [(V4, v4), (V6, v6)] {
+            // When the flow is opened,
+            let mut net = Net::new(1500);
+            net.host().refuse = Some(errno);
+            net.frame(outgoing(family, b"anyone?"));
+            let packet = net.received();
+            assert_eq!((packet.src, packet.dst), (addr(family.1), addr(family.0)));
+            assert_eq!(packet.icmp()[..2], expected);
+            assert!(packet.icmp().ends_with(b"anyone?"));
+            net.frame(echo_request(family, 64));
+            assert_eq!(net.received().icmp()[..2], expected);
+            net.nothing_more();
+            // and later.
+            net.host().refuse = None;
+            net.frame(outgoing(family, b"first"));
+            net.host().sockets[0].outcomes.extend([Err(errno), Err(errno)]);
+            net.frame(outgoing(family, b"second"));
+            let packet = net.received();
+            assert_eq!(packet.icmp()[..2], expected);
+            assert!(packet.icmp().ends_with(b"second"));
+            net.nothing_more();
+        }
+    }
+    // Nothing is said about groups.
+    let mut net = Net::new(1500);
+    net.host().refuse = Some(libc::ENETUNREACH);
+    net.frame(datagram(end(V4.0, 1), end("239.1.1.1", 5), b"x"));
+    net.nothing_more();
 }
 
 #[test]

@@ -130,7 +130,8 @@ pub(super) struct Sent {
 #[derive(Debug, Default)]
 pub(super) struct Native {
     pub(super) sockets: Vec<Socket>,
-    pub(super) refuse: bool,
+    /// The error that opening a socket comes to.
+    pub(super) refuse: Option<i32>,
     pub(super) listener: VecDeque<(Vec<u8>, Message)>,
     pub(super) listener_paused: bool,
     /// Calls that received, to see that a full guest costs none.
@@ -148,8 +149,8 @@ impl Native {
         flow: FlowId,
         echo: bool,
     ) -> io::Result<Handle> {
-        if self.refuse {
-            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        if let Some(errno) = self.refuse {
+            return Err(io::Error::from_raw_os_error(errno));
         }
         self.sockets.push(Socket {
             local,
