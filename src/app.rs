@@ -23,9 +23,12 @@ use crate::runtime::{self, Clock};
 use crate::sandbox::{self, Identity, Jail, Jailed, Role, RunAs, RunAsError, Started};
 use crate::sys::epoll::Epoll;
 use crate::sys::error_text;
+use crate::sys::process::{self, Side};
 use crate::sys::socket::{self, Family, Kind};
 use crate::token::{Interest, Token};
 use ::log::{error, info, warn};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -58,6 +61,8 @@ enum Error {
     NoSocket(i32),
     /// Something that works on every system we know of.
     System(&'static str, io::Error),
+    /// The sandbox cannot be entered; said already.
+    Rehearsal,
     /// A port that must be listened on cannot be; said already.
     Listen,
 }
@@ -74,6 +79,7 @@ impl fmt::Display for Error {
             Self::Netlink(e) => write!(f, "Couldn't ask the kernel for routes: {}", error_text(e)),
             Self::NoSocket(fd) => write!(f, "Invalid --fd: {fd} is no UNIX domain socket"),
             Self::System(what, e) => write!(f, "Couldn't {what}: {}", error_text(e)),
+            Self::Rehearsal => f.write_str("Couldn't isolate the process"),
             Self::Listen => f.write_str("Couldn't listen on requested ports"),
         }
     }
@@ -227,21 +233,23 @@ fn vhost_user(
     inherited: Option<OwnedFd>,
     config: &VhostUser,
 ) -> Result<(), Error> {
-    let process = &config.process;
-    let run_as = process.runas.as_deref().map(str::parse::<RunAs>).transpose()?;
+    let VhostUser { process: own, network, .. } = config;
+    let run_as = own.runas.as_deref().map(str::parse::<RunAs>).transpose()?;
     let identity = Identity::choose(run_as.as_ref())?;
+    let jail = Jail { pid_namespace: !own.foreground, ..Jail::default() };
+    let started = rehearse(started, identity, &jail)?;
     let epoll = Rc::new(Epoll::new().map_err(|e| Error::System("make an epoll", e))?);
 
     // Everything that has a name in the file system or a low port, before we lose the right to.
     let door = open_door(&config.socket, inherited)?;
-    let pid_file = process.pid.as_deref().map(PidFile::open).transpose()?;
-    let capture = config.network.pcap.as_deref().and_then(open_capture);
-    let sockets = open_sockets(&epoll, &config.network)?;
+    let pid_file = own.pid.as_deref().map(PidFile::open).transpose()?;
+    let capture = network.pcap.as_deref().and_then(open_capture);
+    let sockets = open_sockets(&epoll, network)?;
     let hash_key = random_key().map_err(|e| Error::System("get random numbers", e))?;
-    config.network.summary().iter().for_each(|line| info!("{line}"));
-    let launch = Launch::prepare(!process.foreground, pid_file)?;
+    network.summary().iter().for_each(|line| info!("{line}"));
+    let launch = Launch::prepare(!own.foreground, pid_file)?;
 
-    let settings = Settings { mtu: config.network.guest.mtu, ..Settings::default() };
+    let settings = Settings { mtu: network.guest.mtu, ..Settings::default() };
     let link_error = |e| Error::System("watch the socket", e);
     let (bound, link) = match door {
         Door::Listener(bound, listener) => {
@@ -253,17 +261,40 @@ fn vhost_user(
             (None, link.map_err(link_error)?)
         }
     };
-    let jail = Jail { pid_namespace: !process.foreground, ..Jail::default() };
     let jailed = started.identify(identity)?.jail(&jail)?;
     let service = Service { jailed, launch, bound, signals, epoll, role: Role::VhostUser };
     let clock = Clock::start();
-    let engine = Engine::new(sockets, engine_settings(&config.network, hash_key), clock.now());
+    let engine = Engine::new(sockets, engine_settings(network, hash_key), clock.now());
     match capture {
         None => service.run(link, engine, clock),
         Some(file) => {
             let link = Capture::new(link, file, Box::new(runtime::time_of_day));
             service.run(link.map_err(|e| Error::System("write the capture", e))?, engine, clock)
         }
+    }
+}
+
+/// Finds out in a child whether the sandbox can be entered, when we become someone else on the way:
+/// then we could not remove what we have made by then. The child says what is wrong.
+fn rehearse(started: Started, identity: Identity, jail: &Jail) -> Result<Started, Error> {
+    if identity == Identity::current() {
+        return Ok(started);
+    }
+    match process::fork().map_err(|e| Error::System("fork", e))? {
+        Side::Child => {
+            let outcome = started.identify(identity).and_then(|identified| identified.jail(jail));
+            process::exit_now(match outcome {
+                Ok(_) => 0,
+                Err(e) => {
+                    error!("{e}");
+                    1
+                }
+            })
+        }
+        Side::Parent(pid) => match waitpid(Pid::from_raw(pid.cast_signed()), None) {
+            Ok(WaitStatus::Exited(_, 0)) => Ok(started),
+            _ => Err(Error::Rehearsal),
+        },
     }
 }
 

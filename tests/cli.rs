@@ -520,6 +520,21 @@ fn a_port_that_is_taken_stops_the_start_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn where_user_namespaces_are_forbidden_it_says_so_and_leaves_nothing_behind() {
+    let folder = Folder::new();
+    let line = format!("-s {} -P {}", folder.path("s"), folder.path("pid"));
+    let script = format!(
+        "echo 0 >/proc/sys/user/max_user_namespaces && exec {PASST} --vhost-user -q -D none {line}"
+    );
+    let output = Command::new("unshare").args(["-Ur", "sh", "-c", &script]).output();
+    let output = output.expect("unshare is there (package util-linux)");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.starts_with("Couldn't create user namespace: "), "{said}");
+    assert_eq!((output.status.code(), said.lines().count()), (Some(1), 1));
+    assert!(folder.names().is_empty(), "{:?}", folder.names());
+}
+
+#[test]
 fn a_capture_is_a_pcap_and_one_that_cannot_be_made_costs_a_warning() {
     let folder = Folder::new();
     let passt = Foreground::start(&format!("-s {} -p {}", folder.path("s"), folder.path("pcap")));
