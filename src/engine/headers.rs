@@ -41,7 +41,7 @@ impl Addresses {
     }
 
     /// Bytes of Ethernet and IP headers.
-    pub const fn len(&self) -> usize {
+    pub const fn header_len(&self) -> usize {
         ethernet::LEN + if self.src.is_ipv4() { ipv4::LEN } else { ipv6::LEN }
     }
 

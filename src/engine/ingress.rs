@@ -24,7 +24,7 @@ pub(crate) fn frame<H: Host, K: Sink, S: Source>(
     source: &S,
     index: usize,
 ) {
-    let mut copy = HeaderCopy::new();
+    let mut copy = HeaderCopy::default();
     if let Err(reason) = dispatch(ctx, flows, source, index, &mut copy) {
         ctx.shared.drop(reason);
     }

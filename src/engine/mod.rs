@@ -16,6 +16,7 @@ mod datagram;
 pub mod fragments;
 pub mod headers;
 mod ingress;
+mod line;
 pub mod packet;
 pub mod staging;
 mod tcp;
@@ -33,11 +34,14 @@ use crate::token::{Readiness, Token};
 use crate::wire::MacAddr;
 use counters::{DropReason, Drops};
 use headers::Addresses;
-use std::collections::VecDeque;
+use line::Line;
 use std::io;
 
 /// How long listeners rest when the process is out of descriptors.
 const STARVED_PAUSE: Duration = Duration::from_secs(1);
+
+/// The shortest frame that Ethernet knows, without FCS: where it finds no room, none does.
+const LEAST_FRAME: usize = 60;
 
 /// What the engine is told at start. Immutable.
 #[derive(Clone, Debug)]
@@ -96,9 +100,9 @@ pub(crate) struct Shared {
     pub(crate) observed: Observed,
     pub(crate) deadlines: Deadlines<Owner>,
     /// Who waits for room towards the guest, in order of arrival.
-    waiting: VecDeque<Owner>,
+    waiting: Line<Owner>,
     /// Who has used up its share of this turn and has more to do.
-    ready: VecDeque<Owner>,
+    ready: Line<Owner>,
     pub(crate) drops: Drops,
     /// The identification of the next datagram that we fragment.
     fragment_id: u32,
@@ -123,12 +127,18 @@ impl Shared {
 
     /// `owner` has more to do than its share of a turn.
     pub(crate) fn make_ready(&mut self, owner: Owner) {
-        self.ready.push_back(owner);
+        self.ready.join(owner);
     }
 
-    /// `owner` goes on when the guest gives room. The caller keeps the owner from being added twice.
+    /// `owner` goes on when the guest gives room.
     pub(crate) fn wait_for_room(&mut self, owner: Owner) {
-        self.waiting.push_back(owner);
+        self.waiting.join(owner);
+    }
+
+    /// `owner` is going away: it waits for nothing.
+    pub(crate) fn forget(&mut self, owner: Owner) {
+        self.ready.leave(owner);
+        self.waiting.leave(owner);
     }
 }
 
@@ -194,8 +204,8 @@ impl<H: Host> Engine<H> {
             guest_mac: MacAddr::BROADCAST,
             observed,
             deadlines: Deadlines::default(),
-            waiting: VecDeque::new(),
-            ready: VecDeque::new(),
+            waiting: Line::default(),
+            ready: Line::default(),
             drops: Drops::default(),
             fragment_id,
         };
@@ -311,10 +321,13 @@ impl<H: Host> Engine<H> {
         self.on_room(sink, now);
     }
 
-    /// The guest has given buffers: those who wait go on, in order.
+    /// The guest has given buffers: those who wait go on, in order, until there is no room again.
     pub fn on_room<K: Sink>(&mut self, sink: &mut K, now: Instant) {
         for _ in 0..self.shared.waiting.len() {
-            let Some(owner) = self.shared.waiting.pop_front() else { break };
+            // Without room for the least frame nobody gets any: the rest keep their places.
+            let Ok(slot) = sink.reserve(LEAST_FRAME) else { break };
+            sink.cancel(slot);
+            let Some(owner) = self.shared.waiting.pop() else { break };
             self.run(owner, sink, now);
         }
     }
@@ -322,7 +335,7 @@ impl<H: Host> Engine<H> {
     /// Gives those who had more to do than their share another turn, one each.
     pub fn run_ready<K: Sink>(&mut self, sink: &mut K, now: Instant) {
         for _ in 0..self.shared.ready.len() {
-            let Some(owner) = self.shared.ready.pop_front() else { break };
+            let Some(owner) = self.shared.ready.pop() else { break };
             self.run(owner, sink, now);
         }
     }
@@ -340,7 +353,9 @@ impl<H: Host> Engine<H> {
 
     /// Acts on all deadlines up to `now`.
     pub fn on_deadlines<K: Sink>(&mut self, sink: &mut K, now: Instant) {
-        while let Some(owner) = self.shared.deadlines.pop_due(now) {
+        // Whoever books anew for now waits for the next call: this one ends.
+        for _ in 0..self.shared.deadlines.len() {
+            let Some(owner) = self.shared.deadlines.pop_due(now) else { break };
             let mut ctx = Self::ctx(&mut self.host, &mut self.shared, sink, now);
             match owner {
                 Owner::Tcp(id) => self.flows.tcp.on_deadline(&mut ctx, id),

@@ -13,8 +13,8 @@ use std::net::IpAddr;
 /// and a TCP header with all options.
 pub const HEADER_COPY: usize = 512;
 
-/// What most frames need: Ethernet, IPv6, TCP with all options fit 114 bytes.
-const SHORT_COPY: usize = 128;
+/// What most frames need: Ethernet, IPv4 and TCP with all their options fit 134 bytes.
+const SHORT_COPY: usize = 136;
 
 /// A copy of the first bytes of a frame.
 #[derive(Debug)]
@@ -23,12 +23,14 @@ pub struct HeaderCopy {
     len: usize,
 }
 
-impl HeaderCopy {
+impl Default for HeaderCopy {
     /// Room for a copy.
-    pub const fn new() -> Self {
+    fn default() -> Self {
         Self { bytes: [0; HEADER_COPY], len: 0 }
     }
+}
 
+impl HeaderCopy {
     /// Copies from `frame`: as many bytes as an ordinary frame needs, or all there is room for
     /// when it has extension headers.
     pub fn fill(&mut self, frame: &Frame<'_>) {

@@ -12,6 +12,13 @@ pub const PER_FLOW: usize = 1 << 20;
 /// Bytes that all flows may have staged before windows close.
 pub const IN_ALL: usize = 64 << 20;
 
+/// Bytes that a flow may have staged however little is left: without any, it might be promised
+/// nothing at a time when no event would ever tell that there is room again.
+const LEAST: usize = 4 << 10;
+
+/// Flows that get [`PER_FLOW`] each; of more, each gets its part of [`IN_ALL`].
+const FEW: usize = IN_ALL / PER_FLOW;
+
 /// How much of [`IN_ALL`] is in use.
 #[derive(Debug, Default)]
 pub struct Budget {
@@ -19,11 +26,12 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// Bytes that a flow with `staged` bytes may be promised room for. The nearer the limit, the
-    /// less each flow gets, so that promises to many flows at once do not overrun it.
-    pub fn room(&self, staged: usize) -> usize {
+    /// Bytes that one of `flows` flows, with `staged` bytes, may be promised room for. A promise is
+    /// never taken back, so it is small where many could be made, and where much is in use.
+    pub fn room(&self, staged: usize, flows: usize) -> usize {
         let free = IN_ALL.saturating_sub(self.used);
-        PER_FLOW.saturating_sub(staged).min(free / 8)
+        let part = (IN_ALL / flows.max(FEW)).saturating_sub(staged).min(free / 8);
+        part.max(LEAST.saturating_sub(staged))
     }
 
     /// `n` more bytes are in use.
@@ -116,13 +124,17 @@ mod tests {
     }
 
     #[test]
-    fn promises_shrink_as_the_budget_fills() {
+    fn promises_shrink_as_the_budget_fills_and_flows_are_many() {
         let mut budget = Budget::default();
-        assert_eq!(budget.room(0), PER_FLOW);
-        assert_eq!(budget.room(PER_FLOW - 7), 7);
-        budget.used = IN_ALL - 80;
-        assert_eq!(budget.room(0), 10);
+        assert_eq!(budget.room(0, 1), PER_FLOW);
+        assert_eq!(budget.room(PER_FLOW - 7, 64), 7);
+        assert_eq!(budget.room(0, 128), PER_FLOW / 2);
+        budget.used = IN_ALL - 80_000;
+        assert_eq!(budget.room(0, 1), 10_000);
         budget.used = IN_ALL + 1;
-        assert_eq!(budget.room(0), 0);
+        assert_eq!(budget.room(0, 1), LEAST);
+        assert_eq!(budget.room(LEAST - 1, 1), 1);
+        assert_eq!(budget.room(LEAST, 1), 0);
+        assert_eq!(Budget::default().room(0, 1 << 20), LEAST);
     }
 }

@@ -110,15 +110,15 @@ fn send<H, K: Sink>(
     let addresses = ctx.shared.to_guest(key);
     let mut header = message.header;
     let header = header.get_mut(..message.header_len).unwrap_or_default();
-    let len = addresses.len() + header.len() + payload.len();
+    let len = addresses.header_len() + header.len() + payload.len();
     let mtu = ctx.shared.settings.view.mtu.map_or(usize::MAX, usize::from);
     let mtu = mtu.min(caps.max_frame.saturating_sub(ethernet::LEN));
     if segment.is_none() && len - ethernet::LEN > mtu {
         return fragment(ctx, &addresses, message, payload, mtu);
     }
     let slot = ctx.sink.reserve(len)?;
-    ctx.sink.write(&slot, addresses.len() + header.len(), payload);
-    let header_len = u16::try_from(addresses.len() + header.len()).unwrap_or(u16::MAX);
+    ctx.sink.write(&slot, addresses.header_len() + header.len(), payload);
+    let header_len = u16::try_from(addresses.header_len() + header.len()).unwrap_or(u16::MAX);
     let segmentation =
         segment.map(|size| Segmentation { kind: SegmentationKind::Udp, size, header_len });
     let transport = Transport {
@@ -170,7 +170,7 @@ fn fragment<H, K: Sink>(
     put_checksum(&mut whole, message, checksum);
 
     let extra = if addresses.src.is_ipv4() { 0 } else { FRAGMENT_HEADER };
-    let overhead = addresses.len() - ethernet::LEN + extra;
+    let overhead = addresses.header_len() - ethernet::LEN + extra;
     let size = mtu.saturating_sub(overhead) / 8 * 8;
     if size == 0 {
         return Err(Refused::TooLarge);

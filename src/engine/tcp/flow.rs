@@ -16,6 +16,20 @@ use std::io::ErrorKind;
 /// Spans that one send may name (IOV_MAX).
 const MAX_SPANS: usize = 1024;
 
+/// What a flow may ask about the memory that all share.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Share<'a> {
+    pub(super) budget: &'a Budget,
+    pub(super) flows: usize,
+}
+
+impl Share<'_> {
+    /// Bytes of staging that a flow which has `staged` may be promised.
+    pub(super) fn room(self, staged: usize) -> u32 {
+        u32::try_from(self.budget.room(staged, self.flows)).unwrap_or(u32::MAX)
+    }
+}
+
 /// One connection.
 #[derive(Debug)]
 pub(super) struct TcpFlow<S> {
@@ -34,12 +48,10 @@ pub(super) struct TcpFlow<S> {
     connecting: bool,
     /// The peer has sent its FIN: peek until it is seen.
     pub(super) peer_closed: bool,
+    /// The socket has failed: what the peer sent before goes to the guest, then it is told.
+    pub(super) failed: bool,
     /// In the list of flows that the batch has touched.
     pub(super) touched: bool,
-    /// In the queue for room towards the guest.
-    pub(super) waiting: bool,
-    /// In the queue for another turn.
-    pub(super) ready: bool,
 }
 
 impl<S: std::fmt::Debug> TcpFlow<S> {
@@ -55,9 +67,8 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
             appetite: 0,
             connecting: connect == Connect::InProgress,
             peer_closed: false,
+            failed: false,
             touched: false,
-            waiting: false,
-            ready: false,
         }
     }
 
@@ -93,10 +104,11 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
         collect(source, fresh, &scratch.pieces, &mut payload);
         let sent = send_all(ctx.host, &mut self.stream, &payload);
         scratch.payload = recycle(payload);
-        let Ok(sent) = sent else {
-            self.conn.on_socket_error();
-            return;
-        };
+        let sent = sent.unwrap_or_else(|_| {
+            // Nobody will read it: it is as good as sent.
+            self.fail();
+            usize::MAX
+        });
         let staged = self.staging.len();
         self.staging.consume(sent, budget);
         if let Some(fresh) = fresh {
@@ -117,6 +129,7 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
         &mut self,
         ctx: &mut Ctx<'_, H, K>,
         ready: Readiness,
+        share: Share<'_>,
     ) {
         self.peer_closed |= ready.read_closed || ready.hung_up;
         if self.connecting {
@@ -126,25 +139,35 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
             self.connecting = false;
             match ctx.host.connect_result(&self.stream) {
                 Ok(()) => {
-                    self.ask_room(ctx, &Budget::default());
+                    self.ask_room(ctx, share);
                     self.conn.on_connected(ctx.now);
                 }
                 Err(_) => self.conn.on_connect_failed(),
             }
         } else if ready.error || (ready.hung_up && ctx.host.take_error(&self.stream).is_some()) {
-            self.conn.on_socket_error();
+            self.fail();
         }
     }
 
-    /// Steps 2 to 5 of [`crate::translate::tcp`].
+    /// The socket has failed. A guest's own kernel would still let it read what came before: so
+    /// the reset waits until that is delivered, unless nothing more is to come or to be had.
+    fn fail(&mut self) {
+        if self.failed || !self.conn.interest().readable {
+            self.conn.on_socket_error();
+        }
+        self.failed = true;
+        self.peer_closed = true;
+    }
+
+    /// Steps 2 to 5 of [`crate::translate::tcp`]; returns whether the flow is to be forgotten.
     pub(super) fn advance<H: Host<Stream = S>, K: Sink>(
         &mut self,
         ctx: &mut Ctx<'_, H, K>,
         id: FlowId,
         key: &FlowKey,
         scratch: &mut Scratch,
-        budget: &Budget,
-    ) {
+        share: Share<'_>,
+    ) -> bool {
         self.discard(ctx);
         if self.conn.wants_shutdown() {
             match ctx.host.shutdown(&mut self.stream) {
@@ -153,12 +176,16 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
             }
         }
         if self.conn.wants_room_info(ctx.now) {
-            self.ask_room(ctx, budget);
+            self.ask_room(ctx, share);
         }
         self.pump(ctx, id, key, scratch);
-        self.send_segments(ctx, id, key);
+        let waits = self.send_segments(ctx, id, key);
+        if self.conn.is_closed() && !waits {
+            return true;
+        }
         ctx.host.watch(&mut self.stream, id, self.conn.interest());
         ctx.shared.deadlines.book(&mut self.booking, Owner::Tcp(id), self.conn.deadline());
+        false
     }
 
     /// Drops from the socket what the guest has acknowledged.
@@ -175,12 +202,12 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
         }
     }
 
-    fn ask_room<H: Host<Stream = S>, K>(&mut self, ctx: &mut Ctx<'_, H, K>, budget: &Budget) {
+    fn ask_room<H: Host<Stream = S>, K>(&mut self, ctx: &mut Ctx<'_, H, K>, share: Share<'_>) {
         let Ok(info) = ctx.host.info(&self.stream) else { return };
         let staged = self.staging.len();
         let room = Room {
             send_room: if staged == 0 { info.send_room } else { 0 },
-            staging_room: u32::try_from(budget.room(staged)).unwrap_or(u32::MAX),
+            staging_room: share.room(staged),
             peer_window: info.peer_window,
             rtt: info.rtt,
         };
@@ -217,11 +244,11 @@ fn send_all<H: Host>(
     stream: &mut H::Stream,
     payload: &[Span<'_>],
 ) -> std::io::Result<usize> {
-    let mut sent = 0;
+    let mut sent = 0usize;
     for chunk in payload.chunks(MAX_SPANS) {
         match host.send(stream, chunk) {
             Ok(n) => {
-                sent += n;
+                sent = sent.saturating_add(n);
                 if n < span::total(chunk) {
                     break;
                 }

@@ -23,7 +23,7 @@ use crate::span::{Span, SpanMut, gather};
 use crate::token::Readiness;
 use crate::translate::tcp::{Flags, Segment, Verdict};
 use crate::wire::tcp::{Header, LEN, Options};
-use flow::TcpFlow;
+use flow::{Share, TcpFlow};
 
 /// All TCP flows, and scratch memory that their handling reuses.
 #[derive(Debug)]
@@ -115,7 +115,8 @@ impl<S: std::fmt::Debug> Tcp<S> {
             remote: Endpoint::new(ip.dst, header.dst_port),
         };
         let Some(id) = self.find(&key) else {
-            if segment.flags == (Flags { syn: true, ..Flags::default() }) && segment.ack.is_none() {
+            let Segment { flags, ack, .. } = segment;
+            if flags.syn && !flags.fin && !flags.rst && ack.is_none() {
                 return self.open_from_guest(ctx, key, &segment);
             }
             refuse::answer(ctx, &key, &segment);
@@ -213,10 +214,10 @@ impl<S: std::fmt::Debug> Tcp<S> {
 
     /// Everything that may follow a change: see the steps in [`crate::translate::tcp`].
     fn advance<H: Host<Stream = S>, K: Sink>(&mut self, ctx: &mut Ctx<'_, H, K>, id: FlowId) {
+        let share = Share { budget: &self.budget, flows: self.table.len() };
         let Some((key, flow)) = self.table.get_mut(id) else { return };
         let key = *key;
-        flow.advance(ctx, id, &key, &mut self.scratch, &self.budget);
-        if flow.conn.is_closed() && !flow.waiting {
+        if flow.advance(ctx, id, &key, &mut self.scratch, share) {
             self.close(ctx, id);
         }
     }
@@ -226,6 +227,7 @@ impl<S: std::fmt::Debug> Tcp<S> {
         let Some((_, mut flow)) = self.table.remove(id) else { return };
         flow.give_back(&mut self.budget);
         ctx.shared.deadlines.cancel(&mut flow.booking, Owner::Tcp(id));
+        ctx.shared.forget(Owner::Tcp(id));
         if flow.conn.wants_reset() {
             ctx.host.reset(flow.stream);
         }
@@ -238,8 +240,9 @@ impl<S: std::fmt::Debug> Tcp<S> {
         id: FlowId,
         ready: Readiness,
     ) {
+        let share = Share { budget: &self.budget, flows: self.table.len() };
         let Some((_, flow)) = self.table.get_mut(id) else { return };
-        flow.on_ready(ctx, ready);
+        flow.on_ready(ctx, ready, share);
         flow.forward(ctx, None::<&NoFrames>, &mut self.scratch, &mut self.budget);
         self.advance(ctx, id);
     }
@@ -250,9 +253,6 @@ impl<S: std::fmt::Debug> Tcp<S> {
         ctx: &mut Ctx<'_, H, K>,
         id: FlowId,
     ) {
-        let Some((_, flow)) = self.table.get_mut(id) else { return };
-        flow.waiting = false;
-        flow.ready = false;
         self.advance(ctx, id);
     }
 

@@ -1,7 +1,7 @@
 //! New connections: from the guest by a SYN, from outside by a listener.
 
 use super::Tcp;
-use super::flow::TcpFlow;
+use super::flow::{Share, TcpFlow};
 use crate::engine::Ctx;
 use crate::engine::counters::DropReason;
 use crate::flow::{Endpoint, FlowKey, Protocol, forward};
@@ -47,7 +47,7 @@ impl<S: std::fmt::Debug> Tcp<S> {
             }
         };
         let isn = ctx.shared.hasher.isn(&key, ctx.now);
-        let conn = Conn::guest_opens(syn, isn, &limits(ctx, &key), ctx.now);
+        let conn = Conn::guest_opens(syn, isn, &self.limits(ctx, &key), ctx.now);
         let flow = TcpFlow::new(conn, stream, connect);
         let id = self.table.insert(key, flow).ok_or(DropReason::TableFull)?;
         if connect == Connect::Done
@@ -72,6 +72,9 @@ impl<S: std::fmt::Debug> Tcp<S> {
                 // One connection has failed, not the listener: the next may do.
                 Err(_) => ctx.shared.drop(DropReason::Refused),
             }
+            if ctx.host.is_starved() {
+                break;
+            }
         }
     }
 
@@ -89,10 +92,26 @@ impl<S: std::fmt::Debug> Tcp<S> {
             return ctx.shared.drop(DropReason::TableFull);
         }
         let isn = ctx.shared.hasher.isn(&key, ctx.now);
-        let conn = Conn::peer_opens(isn, &limits(ctx, &key), ctx.now);
+        let conn = Conn::peer_opens(isn, &self.limits(ctx, &key), ctx.now);
         let flow = TcpFlow::new(conn, accepted.stream, Connect::Done);
         if let Some(id) = self.table.insert(key, flow) {
             self.advance(ctx, id);
+        }
+    }
+
+    /// What a new connection of this family and link may use.
+    fn limits<H, K>(&self, ctx: &Ctx<'_, H, K>, key: &FlowKey) -> Limits {
+        let mtu = ctx.shared.settings.view.mtu.unwrap_or(1500);
+        let (headers, max) = if key.guest.is_ipv4() { (40, 65_492) } else { (60, 65_472) };
+        let mss = mtu.saturating_sub(headers).max(Mss::DEFAULT.0);
+        // What an assigned MTU allows is all that a guest can take, whatever it announces.
+        let max_send = if ctx.shared.settings.view.mtu.is_some() { mss } else { max };
+        Limits {
+            mss: Mss(mss),
+            max_send_mss: Mss(max_send),
+            staging: Share { budget: &self.budget, flows: self.table.len() + 1 }.room(0),
+            max_rto: MAX_RTO,
+            ..Limits::DEFAULT
         }
     }
 }
@@ -119,20 +138,4 @@ fn key_of<H, K, S>(ctx: &Ctx<'_, H, K>, accepted: &Accepted<S>) -> Option<FlowKe
 fn may_connect(end: &Endpoint) -> bool {
     let broadcast = matches!(end.addr, std::net::IpAddr::V4(a) if a.is_broadcast());
     end.port != 0 && !end.addr.is_unspecified() && !end.addr.is_multicast() && !broadcast
-}
-
-/// What connections of this family and link may use.
-fn limits<H, K>(ctx: &Ctx<'_, H, K>, key: &FlowKey) -> Limits {
-    let mtu = ctx.shared.settings.view.mtu.unwrap_or(1500);
-    let (headers, max) = if key.guest.is_ipv4() { (40, 65_492) } else { (60, 65_472) };
-    let mss = mtu.saturating_sub(headers).max(Mss::DEFAULT.0);
-    // What an assigned MTU allows is all that a guest can take, whatever it announces.
-    let max_send = if ctx.shared.settings.view.mtu.is_some() { mss } else { max };
-    Limits {
-        mss: Mss(mss),
-        max_send_mss: Mss(max_send),
-        staging: u32::try_from(crate::engine::staging::PER_FLOW).unwrap_or(u32::MAX),
-        max_rto: MAX_RTO,
-        ..Limits::DEFAULT
-    }
 }

@@ -3,6 +3,7 @@
 
 use super::Scratch;
 use super::flow::TcpFlow;
+use crate::engine::counters::DropReason;
 use crate::engine::headers::{self, Transport};
 use crate::engine::{Ctx, Owner};
 use crate::flow::{FlowId, FlowKey};
@@ -57,6 +58,19 @@ impl Layout {
         Self { headers, chunk, mss, kind }
     }
 
+    /// What to try where a frame with `payload` bytes was refused: whole segments, if there is no
+    /// room just now, and less than that, if a frame of this size will never fit.
+    fn smaller(&self, payload: usize, refused: Refused) -> Option<usize> {
+        let mss = usize::from(self.mss.0).max(1);
+        let half = payload / 2;
+        match refused {
+            Refused::Down => None,
+            _ if payload > mss => Some((half - half % mss).max(mss)),
+            Refused::TooLarge => Some(half).filter(|&half| half > 0),
+            Refused::Full => None,
+        }
+    }
+
     fn segmentation(&self, payload: usize) -> Option<Segmentation> {
         let kind = self.kind.filter(|_| payload > usize::from(self.mss.0))?;
         let header_len = u16::try_from(self.headers).ok()?;
@@ -85,27 +99,12 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
         let mut share = SHARE;
         while let Some(plan) = self.conn.peek_plan() {
             if share == 0 {
-                self.ready_again(ctx, id);
-                return;
+                return ctx.shared.make_ready(Owner::Tcp(id));
             }
             match self.peek_once(ctx, id, key, &plan, share, scratch) {
                 Outcome::More(n) => share = share.saturating_sub(n),
                 Outcome::Pause => return,
             }
-        }
-    }
-
-    fn ready_again<H, K>(&mut self, ctx: &mut Ctx<'_, H, K>, id: FlowId) {
-        if !self.ready {
-            self.ready = true;
-            ctx.shared.make_ready(Owner::Tcp(id));
-        }
-    }
-
-    fn wait<H, K>(&mut self, ctx: &mut Ctx<'_, H, K>, id: FlowId) {
-        if !self.waiting {
-            self.waiting = true;
-            ctx.shared.wait_for_room(Owner::Tcp(id));
         }
     }
 
@@ -121,8 +120,8 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
         let caps = ctx.sink.caps();
         let layout = Layout::new(key, &caps, plan.mss);
         let want = plan.budget.min(share).min(self.appetite.max(MIN_APPETITE));
-        if !reserve(ctx.sink, &layout, want, &mut scratch.slots) {
-            self.wait(ctx, id);
+        if let Err(refused) = reserve(ctx.sink, &layout, want, &mut scratch.slots) {
+            self.on_refused(ctx, id, refused);
             return Outcome::Pause;
         }
         let mut room = recycle_mut(std::mem::take(&mut scratch.room));
@@ -137,6 +136,7 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
             other => {
                 scratch.slots.drain(..).for_each(|(slot, _)| ctx.sink.cancel(slot));
                 match other {
+                    _ if self.failed => self.conn.on_socket_error(),
                     Ok(_) => self.conn.on_end_of_stream(),
                     Err(e) if e.kind() == ErrorKind::WouldBlock => self.conn.on_drained(),
                     Err(_) => self.conn.on_socket_error(),
@@ -181,15 +181,15 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
         }
     }
 
-    /// Sends what is due without payload.
+    /// Sends what is due without payload; returns whether the flow waits for room to do so.
     pub(super) fn send_segments<H: Host<Stream = S>, K: Sink>(
         &mut self,
         ctx: &mut Ctx<'_, H, K>,
         id: FlowId,
         key: &FlowKey,
-    ) {
+    ) -> bool {
         if !self.conn.segment_due() {
-            return;
+            return false;
         }
         let caps = ctx.sink.caps();
         let headers = ETHERNET_HEADER + if key.guest.is_ipv4() { ipv4::LEN } else { ipv6::LEN };
@@ -197,32 +197,58 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
             // Room comes first: what the machine has said once, it does not say again.
             let slot = match ctx.sink.reserve(headers + MAX_HEADER) {
                 Ok(slot) => slot,
-                // Nobody is there to hear the last word of a connection that has ended.
-                Err(Refused::Down | Refused::TooLarge) if self.conn.is_closed() => return,
-                Err(_) => return self.wait(ctx, id),
+                Err(refused) => return self.on_refused(ctx, id, refused),
             };
             let Some(outgoing) = self.conn.poll_segment(ctx.now) else {
-                return ctx.sink.cancel(slot);
+                ctx.sink.cancel(slot);
+                break;
             };
             write_segment(ctx, &caps, slot, key, &outgoing, 0, None);
         }
+        false
+    }
+
+    /// The link gives no slot; returns whether the flow waits for one.
+    fn on_refused<H, K>(&mut self, ctx: &mut Ctx<'_, H, K>, id: FlowId, refused: Refused) -> bool {
+        match refused {
+            // Nobody is there to hear the last word of a connection that has ended.
+            Refused::Down if self.conn.is_closed() => return false,
+            Refused::Full | Refused::Down => ctx.shared.wait_for_room(Owner::Tcp(id)),
+            Refused::TooLarge => {
+                // Not even the smallest frame fits the guest's buffers.
+                ctx.shared.drop(DropReason::TooLarge);
+                self.conn.on_socket_error();
+                return false;
+            }
+        }
+        true
     }
 }
 
-/// Reserves slots for `want` bytes, or as many as there is room for; false if there is none.
+/// Reserves slots for `want` bytes, or as many as there is room for.
+///
+/// # Errors
+/// Why there is not even one slot. Where a large frame finds no room, a smaller one may: guests
+/// refill their rings only when enough is used up, which would never be if we waited.
 fn reserve<K: Sink>(
     sink: &mut K,
     layout: &Layout,
     mut want: usize,
     slots: &mut Vec<(Slot, usize)>,
-) -> bool {
+) -> Result<(), Refused> {
+    let mut chunk = layout.chunk;
     while want > 0 && slots.len() < MAX_SLOTS {
-        let payload = layout.chunk.min(want);
-        let Ok(slot) = sink.reserve(layout.headers + payload) else { break };
-        slots.push((slot, payload));
-        want -= payload;
+        let payload = chunk.min(want);
+        match sink.reserve(layout.headers + payload) {
+            Ok(slot) => {
+                slots.push((slot, payload));
+                want -= payload;
+            }
+            Err(_) if !slots.is_empty() => break,
+            Err(refused) => chunk = layout.smaller(payload, refused).ok_or(refused)?,
+        }
     }
-    !slots.is_empty()
+    Ok(())
 }
 
 /// Writes the headers of one segment and commits its frame.

@@ -157,9 +157,11 @@ impl RecvWindow {
         };
     }
 
-    /// The window that could be promised now, in bytes behind [`Self::ack`].
+    /// The window that could be promised now, in bytes behind [`Self::ack`]: no more than a field
+    /// can show, or there would always be more to tell.
     fn target(&self) -> u32 {
-        self.send_room.saturating_add(self.staging_room).min(self.cap).min(self.max_window)
+        let shown = u32::from(u16::MAX) << self.scale.get();
+        self.send_room.saturating_add(self.staging_room).min(self.cap).min(shown)
     }
 
     /// Whether less than a quarter of the window is left, or the socket does not keep up.

@@ -1,0 +1,260 @@
+//! A host whose sockets do what a test says, and note what was done to them.
+
+use passt::flow::{Endpoint, FlowId, Protocol};
+use passt::host::{Accepted, Connect, Host, StreamInfo};
+use passt::span::{Span, SpanMut, scatter};
+use passt::time::Duration;
+use passt::token::Interest;
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind};
+use std::rc::Rc;
+
+/// Everything that a test may set and look at.
+#[derive(Default)]
+pub struct State {
+    /// TCP sockets, in the order of their making.
+    pub socks: Vec<Sock>,
+    /// How the next connects go; [`Connect::Done`] when there are no more.
+    pub connects: VecDeque<io::Result<Connect>>,
+    /// What the next accepts give; `WouldBlock` when there is no more.
+    pub backlog: VecDeque<io::Result<(Endpoint, Endpoint, usize)>>,
+    pub starved: bool,
+    pub fed: usize,
+}
+
+/// A TCP socket.
+#[derive(Debug)]
+pub struct Sock {
+    pub to: Endpoint,
+    pub flow: Option<FlowId>,
+    pub interest: Interest,
+    /// How the connect ends.
+    pub connect: Result<(), i32>,
+    /// Received and not discarded.
+    pub incoming: VecDeque<u8>,
+    pub fin: bool,
+    /// What peeks fail with, behind all that was received.
+    pub error: Option<i32>,
+    /// Bytes that the socket takes before it is full.
+    pub room: usize,
+    /// What sends fail with.
+    pub send_error: Option<i32>,
+    /// What shutdowns fail with.
+    pub shutdown_error: Option<i32>,
+    pub sent: Vec<u8>,
+    /// The counts of all sends.
+    pub sends: Vec<usize>,
+    pub peeks: usize,
+    pub shut: bool,
+    pub keepalive: bool,
+    pub closed: bool,
+    pub reset: bool,
+    pub info: StreamInfo,
+    pub infos: std::cell::Cell<usize>,
+}
+
+impl Sock {
+    fn new(to: Endpoint, flow: Option<FlowId>) -> Self {
+        Self {
+            to,
+            flow,
+            interest: Interest::default(),
+            connect: Ok(()),
+            incoming: VecDeque::new(),
+            fin: false,
+            error: None,
+            room: usize::MAX,
+            send_error: None,
+            shutdown_error: None,
+            sent: Vec::new(),
+            sends: Vec::new(),
+            peeks: 0,
+            shut: false,
+            keepalive: false,
+            closed: false,
+            reset: false,
+            info: StreamInfo {
+                send_room: 200_000,
+                peer_window: Some(1 << 20),
+                rtt: Duration::from_millis(1),
+                established: true,
+                ..StreamInfo::default()
+            },
+            infos: std::cell::Cell::new(0),
+        }
+    }
+}
+
+pub struct ScriptHost {
+    state: Rc<RefCell<State>>,
+}
+
+/// A handle: closed when dropped.
+pub struct ScriptStream {
+    state: Rc<RefCell<State>>,
+    index: usize,
+}
+
+impl std::fmt::Debug for ScriptStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ScriptStream({})", self.index)
+    }
+}
+
+impl ScriptStream {
+    fn with<R>(&self, f: impl FnOnce(&mut Sock) -> R) -> R {
+        f(&mut self.state.borrow_mut().socks[self.index])
+    }
+}
+
+impl Drop for ScriptStream {
+    fn drop(&mut self) {
+        self.with(|sock| sock.closed = true);
+    }
+}
+
+impl ScriptHost {
+    pub fn new() -> Self {
+        Self { state: Rc::default() }
+    }
+
+    pub fn state(&self) -> &RefCell<State> {
+        &self.state
+    }
+
+    fn open(&mut self, to: Endpoint, flow: Option<FlowId>) -> ScriptStream {
+        let socks = &mut self.state.borrow_mut().socks;
+        socks.push(Sock::new(to, flow));
+        ScriptStream { state: Rc::clone(&self.state), index: socks.len() - 1 }
+    }
+}
+
+fn errno(number: i32) -> io::Error {
+    io::Error::from_raw_os_error(number)
+}
+
+impl Host for ScriptHost {
+    type Stream = ScriptStream;
+    type Datagram = ();
+
+    fn connect(&mut self, to: Endpoint, flow: FlowId) -> io::Result<(ScriptStream, Connect)> {
+        let how = self.state.borrow_mut().connects.pop_front().unwrap_or(Ok(Connect::Done))?;
+        Ok((self.open(to, Some(flow)), how))
+    }
+
+    fn connect_result(&mut self, stream: &ScriptStream) -> io::Result<()> {
+        stream.with(|sock| sock.connect.map_err(errno))
+    }
+
+    fn accept(&mut self, _listener: u32) -> io::Result<Accepted<ScriptStream>> {
+        let next = self.state.borrow_mut().backlog.pop_front();
+        let (peer, local, rule) = next.unwrap_or_else(|| Err(ErrorKind::WouldBlock.into()))?;
+        Ok(Accepted { stream: self.open(peer, None), peer, local, rule })
+    }
+
+    fn watch(&mut self, stream: &mut ScriptStream, flow: FlowId, interest: Interest) {
+        stream.with(|sock| {
+            sock.flow = Some(flow);
+            sock.interest = interest;
+        });
+    }
+
+    fn send(&mut self, stream: &mut ScriptStream, payload: &[Span<'_>]) -> io::Result<usize> {
+        stream.with(|sock| {
+            assert!(!sock.shut && !payload.is_empty(), "a send that makes no sense");
+            if let Some(number) = sock.send_error {
+                return Err(errno(number));
+            }
+            let mut taken = 0;
+            for span in payload {
+                let mut bytes = vec![0; span.len().min(sock.room - taken)];
+                span.read(0, &mut bytes);
+                taken += bytes.len();
+                sock.sent.extend(bytes);
+            }
+            sock.room -= taken;
+            sock.sends.push(taken);
+            if taken == 0 { Err(ErrorKind::WouldBlock.into()) } else { Ok(taken) }
+        })
+    }
+
+    fn peek(
+        &mut self,
+        stream: &mut ScriptStream,
+        skip: usize,
+        room: &[SpanMut<'_>],
+    ) -> io::Result<usize> {
+        let asked: usize = room.iter().map(SpanMut::len).sum();
+        assert!(asked > 0, "a peek into nothing");
+        stream.with(|sock| {
+            sock.peeks += 1;
+            assert!(skip <= sock.incoming.len(), "skipped more than there is");
+            let bytes: Vec<u8> = sock.incoming.iter().skip(skip).take(asked).copied().collect();
+            scatter(room, 0, &bytes);
+            match (bytes.len(), sock.error, sock.fin) {
+                (0, Some(number), _) => Err(errno(number)),
+                (0, None, false) => Err(ErrorKind::WouldBlock.into()),
+                (n, ..) => Ok(n),
+            }
+        })
+    }
+
+    fn discard(&mut self, stream: &mut ScriptStream, n: usize) -> io::Result<usize> {
+        stream.with(|sock| {
+            assert!(n > 0 && n <= sock.incoming.len(), "discarded what is not there");
+            // In two steps, as a kernel may.
+            let n = n.div_ceil(2);
+            sock.incoming.drain(..n);
+            Ok(n)
+        })
+    }
+
+    fn shutdown(&mut self, stream: &mut ScriptStream) -> io::Result<()> {
+        stream.with(|sock| {
+            assert!(!sock.shut, "shut down twice");
+            sock.shut = true;
+            sock.shutdown_error.map_or(Ok(()), |number| Err(errno(number)))
+        })
+    }
+
+    fn reset(&mut self, stream: ScriptStream) {
+        stream.with(|sock| sock.reset = true);
+    }
+
+    fn keepalive(&mut self, stream: &mut ScriptStream) {
+        stream.with(|sock| sock.keepalive = true);
+    }
+
+    fn info(&mut self, stream: &ScriptStream) -> io::Result<StreamInfo> {
+        stream.with(|sock| {
+            sock.infos.set(sock.infos.get() + 1);
+            Ok(StreamInfo {
+                send_room: sock.info.send_room.min(u32::try_from(sock.room).unwrap_or(u32::MAX)),
+                ..sock.info
+            })
+        })
+    }
+
+    fn take_error(&mut self, stream: &ScriptStream) -> Option<io::Error> {
+        stream.with(|sock| sock.error.take().map(errno))
+    }
+
+    fn is_starved(&self) -> bool {
+        self.state.borrow().starved
+    }
+
+    fn feed(&mut self) {
+        let mut state = self.state.borrow_mut();
+        state.starved = false;
+        state.fed += 1;
+    }
+
+    fn listener_protocol(&self, listener: u32) -> Option<Protocol> {
+        match listener {
+            0 => Some(Protocol::Tcp),
+            1 => Some(Protocol::Udp),
+            _ => None,
+        }
+    }
+}
