@@ -10,13 +10,14 @@ use crate::config::facts::HostFacts;
 pub use crate::config::options::Program;
 use crate::config::options::{self, Mode, Request, Typed};
 use crate::config::resolv::Resolv;
-use crate::config::{self, Config, Network, Process, Socket, VhostUser, ports};
+use crate::config::{self, Config, Machine, Network, Process, Socket, ports};
 use crate::daemon::{self, Launch, PidFile, Signals};
 use crate::engine::{self, Engine};
 use crate::host::netlink;
 use crate::host::sockets::{Setup, Sockets};
 use crate::link::Link;
-use crate::link::capture::Capture;
+use crate::link::capture::{Capture, Parts};
+use crate::link::stream::StreamLink;
 use crate::link::vhost::{Settings, VhostLink};
 use crate::runtime::worker::{Exit, Worker};
 use crate::runtime::{self, Clock};
@@ -162,7 +163,21 @@ fn run(program: Program, mode: Mode, typed: &Typed) -> Result<(), Error> {
     let (config, warnings) = Config::new(mode, typed, &facts()?)?;
     warnings.iter().for_each(|warning| warn!("{warning}"));
     match config {
-        Config::VhostUser(config) => vhost_user(started, signals, inherited, &config),
+        Config::VhostUser(config) => {
+            let settings = Settings { mtu: config.network.guest.mtu, ..Settings::default() };
+            let link = |door, one_off, epoll| match door {
+                Door::Listener(l) => VhostLink::listen(l, one_off, epoll, settings),
+                Door::Connected(stream) => VhostLink::connected(stream, epoll, settings),
+            };
+            machine(started, signals, inherited, &config, Role::VhostUser, link)
+        }
+        Config::Stream(config) => {
+            let link = |door, one_off, epoll| match door {
+                Door::Listener(l) => StreamLink::listen(l, one_off, epoll),
+                Door::Connected(stream) => StreamLink::connected(stream, epoll),
+            };
+            machine(started, signals, inherited, &config, Role::Stream, link)
+        }
     }
 }
 
@@ -203,20 +218,20 @@ fn read_file(path: &str) -> Option<String> {
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Where the front-end comes from.
+/// Where the client comes from.
 enum Door {
-    Listener(Bound, UnixListener),
+    Listener(UnixListener),
     Connected(UnixStream),
 }
 
-fn open_door(socket: &Socket, inherited: Option<OwnedFd>) -> Result<Door, Error> {
+fn open_door(socket: &Socket, inherited: Option<OwnedFd>) -> Result<(Door, Option<Bound>), Error> {
     let (bound, listener) = match (socket, inherited) {
         (Socket::Connected(_), Some(fd)) => {
             let stream = UnixStream::from(fd);
             // Only a Unix socket has an address that the library understands.
             return match (stream.local_addr(), socket) {
                 (Err(_), Socket::Connected(fd)) => Err(Error::NoSocket(*fd)),
-                _ => Ok(Door::Connected(stream)),
+                _ => Ok((Door::Connected(stream), None)),
             };
         }
         (Socket::Connected(fd), None) => return Err(Error::NoSocket(*fd)),
@@ -224,16 +239,19 @@ fn open_door(socket: &Socket, inherited: Option<OwnedFd>) -> Result<Door, Error>
         (Socket::ListenAnywhere, _) => Bound::anywhere()?,
     };
     info!("UNIX domain socket bound at {}", bound.path().display());
-    Ok(Door::Listener(bound, listener))
+    Ok((Door::Listener(listener), Some(bound)))
 }
 
-fn vhost_user(
+/// Serves a virtual machine on the link that `open` makes.
+fn machine<L: Parts>(
     started: Started,
     signals: Signals,
     inherited: Option<OwnedFd>,
-    config: &VhostUser,
+    config: &Machine,
+    role: Role,
+    open: impl FnOnce(Door, bool, Rc<Epoll>) -> io::Result<L>,
 ) -> Result<(), Error> {
-    let VhostUser { process: own, network, .. } = config;
+    let Machine { process: own, network, .. } = config;
     let run_as = own.runas.as_deref().map(str::parse::<RunAs>).transpose()?;
     let identity = Identity::choose(run_as.as_ref())?;
     let jail = Jail { pid_namespace: !own.foreground, ..Jail::default() };
@@ -241,7 +259,7 @@ fn vhost_user(
     let epoll = Rc::new(Epoll::new().map_err(|e| Error::System("make an epoll", e))?);
 
     // Everything that has a name in the file system or a low port, before we lose the right to.
-    let door = open_door(&config.socket, inherited)?;
+    let (door, bound) = open_door(&config.socket, inherited)?;
     let pid_file = own.pid.as_deref().map(PidFile::open).transpose()?;
     let capture = network.pcap.as_deref().and_then(open_capture);
     let sockets = open_sockets(&epoll, network)?;
@@ -249,20 +267,10 @@ fn vhost_user(
     network.summary().iter().for_each(|line| info!("{line}"));
     let launch = Launch::prepare(!own.foreground, pid_file)?;
 
-    let settings = Settings { mtu: network.guest.mtu, ..Settings::default() };
-    let link_error = |e| Error::System("watch the socket", e);
-    let (bound, link) = match door {
-        Door::Listener(bound, listener) => {
-            let link = VhostLink::listen(listener, config.one_off, Rc::clone(&epoll), settings);
-            (Some(bound), link.map_err(link_error)?)
-        }
-        Door::Connected(stream) => {
-            let link = VhostLink::connected(stream, Rc::clone(&epoll), settings);
-            (None, link.map_err(link_error)?)
-        }
-    };
+    let link = open(door, config.one_off, Rc::clone(&epoll))
+        .map_err(|e| Error::System("watch the socket", e))?;
     let jailed = started.identify(identity)?.jail(&jail)?;
-    let service = Service { jailed, launch, bound, signals, epoll, role: Role::VhostUser };
+    let service = Service { jailed, launch, bound, signals, epoll, role };
     let clock = Clock::start();
     let engine = Engine::new(sockets, engine_settings(network, hash_key), clock.now());
     match capture {

@@ -11,6 +11,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::ptr::NonNull;
 
 /// Bytes that may be read, and may change while we read them. The layout is that of `struct iovec`.
 #[repr(C)]
@@ -153,6 +154,83 @@ impl fmt::Debug for SpanMut<'_> {
     }
 }
 
+/// Memory of our own that is shared by way of spans, as a guest's is: system calls fill it and
+/// read it while it is borrowed.
+///
+/// It can keep a table of spans into itself, for those who must show many at once.
+pub struct Buffer {
+    base: NonNull<u8>,
+    len: usize,
+    /// `'static` is not true: they are good for as long as the memory is, and so are handed out
+    /// only for as long as `self` is borrowed.
+    marked: Vec<Span<'static>>,
+}
+
+impl Buffer {
+    /// `len` bytes of zero. The system finds memory for them when they are first touched.
+    pub fn new(len: usize) -> Self {
+        let bytes = Box::leak(vec![0; len].into_boxed_slice());
+        Self { base: NonNull::from(bytes).cast(), len, marked: Vec::new() }
+    }
+
+    /// Number of bytes.
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no bytes.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The `len` bytes from `from` on, as far as they exist.
+    pub fn span(&self, from: usize, len: usize) -> Span<'_> {
+        self.span_mut(from, len).as_span()
+    }
+
+    /// The `len` bytes from `from` on, as far as they exist, to be written.
+    pub fn span_mut(&self, from: usize, len: usize) -> SpanMut<'_> {
+        let whole = SpanMut { base: self.base.as_ptr(), len: self.len, memory: PhantomData };
+        whole.skip(from).take(len)
+    }
+
+    /// All bytes, while no span of them is in use.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: `len` bytes that `new` initialised and only `drop` frees. Spans that were handed
+        // out borrow `self`, so there are none now; those in `marked` are only addresses.
+        unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr(), self.len) }
+    }
+
+    /// Enters the `len` bytes from `from` on into the table.
+    pub fn mark(&mut self, from: usize, len: usize) {
+        let Span { base, len, .. } = self.span(from, len);
+        self.marked.push(Span { base, len, memory: PhantomData });
+    }
+
+    /// The table.
+    pub fn marked(&self) -> &[Span<'_>] {
+        &self.marked
+    }
+
+    /// Empties the table.
+    pub fn unmark(&mut self) {
+        self.marked.clear();
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // SAFETY: `new` has leaked just this box; nothing borrows `self` any more.
+        drop(unsafe { Box::from_raw(NonNull::slice_from_raw_parts(self.base, self.len).as_ptr()) });
+    }
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buffer({} B)", self.len)
+    }
+}
+
 /// Total bytes of `spans`.
 pub fn total(spans: &[Span<'_>]) -> usize {
     spans.iter().map(Span::len).sum()
@@ -252,6 +330,23 @@ mod tests {
         assert_eq!(total(&parts), 3);
         assert_eq!(gather(&parts, 0, &mut out), 3);
         assert_eq!(&out[..3], b"yzu");
+    }
+
+    #[test]
+    fn a_buffer_is_seen_through_its_spans() {
+        let mut buffer = Buffer::new(8);
+        let (a, b) = (buffer.span_mut(0, 4), buffer.span_mut(2, 99));
+        assert_eq!((a.write(0, b"abcd"), b.write(0, b"xyzuvwq")), (4, 6));
+        assert_eq!((buffer.span(9, 1).len(), buffer.len()), (0, 8));
+        buffer.mark(1, 2);
+        buffer.mark(7, 2);
+        buffer.bytes()[1] = b'B';
+        let lens: Vec<_> = buffer.marked().iter().map(Span::len).collect();
+        let mut out = [0; 3];
+        assert_eq!((gather(buffer.marked(), 0, &mut out), lens), (3, vec![2, 1]));
+        assert_eq!(&out, b"Bxw");
+        buffer.unmark();
+        assert!(buffer.marked().is_empty());
     }
 
     #[test]

@@ -348,10 +348,6 @@ fn what_comes_with_a_later_release_says_so() {
         fails(PASTA, "--config-net -- ls -lF --bogus"),
         "pasta comes with a later release\n"
     );
-    let folder = Folder::new();
-    let text = fails(PASST, &format!("-s {}", folder.path("socket")));
-    assert!(text.starts_with("Only --vhost-user is supported so far"), "{text}");
-    assert!(folder.names().is_empty());
 }
 
 #[test]

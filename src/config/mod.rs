@@ -101,24 +101,26 @@ pub enum Socket {
     Connected(i32),
 }
 
-/// `passt --vhost-user`.
+/// `passt`, whatever the link.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VhostUser {
+pub struct Machine {
     /// The process.
     pub process: Process,
     /// The guest's network.
     pub network: Network,
-    /// Where the front-end is met.
+    /// Where the virtual machine monitor is met.
     pub socket: Socket,
-    /// Whether the end of the first front-end is ours.
+    /// Whether the end of the first client is ours.
     pub one_off: bool,
 }
 
 /// What the program does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Config {
-    /// `passt --vhost-user`.
-    VhostUser(Box<VhostUser>),
+    /// `passt`: frames on a stream socket.
+    Stream(Box<Machine>),
+    /// `passt --vhost-user`: rings in the guest's memory.
+    VhostUser(Box<Machine>),
 }
 
 /// Why options make no sense together, or on this host. Each stands alone as a line to the user.
@@ -136,8 +138,8 @@ pub enum Error {
     ProtocolDisabled(Protocol),
     /// A port option that makes no sense.
     Ports(ports::Error),
-    /// A program or link that comes later.
-    NotYet(Mode),
+    /// A program that comes later.
+    NotYet,
 }
 
 impl fmt::Display for Error {
@@ -158,10 +160,7 @@ impl fmt::Display for Error {
                 f.write_str("UDP port forwarding requested, but UDP is disabled")
             }
             Self::Ports(error) => error.fmt(f),
-            Self::NotYet(Mode::Pasta) => f.write_str("pasta comes with a later release"),
-            Self::NotYet(_) => {
-                f.write_str("Only --vhost-user is supported so far: qemu's stream socket comes with a later release")
-            }
+            Self::NotYet => f.write_str("pasta comes with a later release"),
         }
     }
 }
@@ -181,8 +180,8 @@ impl Config {
     /// [`Error::NotYet`].
     pub const fn supports(mode: Mode) -> Result<(), Error> {
         match mode {
-            Mode::VhostUser => Ok(()),
-            Mode::Passt | Mode::Pasta => Err(Error::NotYet(mode)),
+            Mode::Passt | Mode::VhostUser => Ok(()),
+            Mode::Pasta => Err(Error::NotYet),
         }
     }
 
@@ -201,7 +200,13 @@ impl Config {
         let (network, warnings) = Network::new(mode, typed, facts)?;
         let process = Process::new(typed);
         let one_off = typed.one_off || typed.fd.is_some();
-        Ok((Self::VhostUser(Box::new(VhostUser { process, network, socket, one_off })), warnings))
+        let machine = Box::new(Machine { process, network, socket, one_off });
+        let config = match mode {
+            Mode::VhostUser => Self::VhostUser(machine),
+            Mode::Passt => Self::Stream(machine),
+            Mode::Pasta => return Err(Error::NotYet),
+        };
+        Ok((config, warnings))
     }
 }
 

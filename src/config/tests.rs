@@ -50,14 +50,15 @@ fn host() -> HostFacts {
     }
 }
 
-fn configured(line: &str, facts: &HostFacts) -> Result<(VhostUser, Vec<String>), Error> {
+fn configured(line: &str, facts: &HostFacts) -> Result<(Machine, Vec<String>), Error> {
     let line = format!("--vhost-user {line}");
     let args: Vec<_> = line.split_whitespace().map(Into::into).collect();
     let Ok(Request::Run(mode, typed)) = parse(Program::Passt, "passt", &args) else {
         panic!("{line}");
     };
-    let (Config::VhostUser(config), warnings) = Config::new(mode, &typed, facts)?;
-    Ok((*config, warnings))
+    let (config, warnings) = Config::new(mode, &typed, facts)?;
+    let Config::VhostUser(machine) = config else { panic!("{line}: not vhost-user") };
+    Ok((*machine, warnings))
 }
 
 #[track_caller]
@@ -158,10 +159,15 @@ fn the_user_is_warned_of_what_is_odd() {
 }
 
 #[test]
-fn other_programs_and_links_say_that_they_come_later() {
-    let message = |mode| Config::new(mode, &Typed::default(), &host()).unwrap_err().to_string();
-    assert_eq!(message(Mode::Pasta), "pasta comes with a later release");
-    assert!(message(Mode::Passt).starts_with("Only --vhost-user is supported so far"));
+fn without_vhost_user_the_socket_is_a_stream() {
+    let of = |mode| Config::new(mode, &Typed::default(), &host());
+    let (Ok((Config::Stream(stream), _)), Ok((Config::VhostUser(rings), _))) =
+        (of(Mode::Passt), of(Mode::VhostUser))
+    else {
+        panic!("each mode has its link");
+    };
+    assert_eq!(stream, rings);
+    assert_eq!(of(Mode::Pasta).unwrap_err().to_string(), "pasta comes with a later release");
 }
 
 #[test]

@@ -138,7 +138,11 @@ pub fn commit<K: Sink>(
 }
 
 /// Adds `len` bytes that stand in the slot from `from` on.
-fn add_payload<K: Sink>(sink: &K, slot: &Slot, from: usize, len: usize, sum: &mut Sum) {
+fn add_payload<K: Sink>(sink: &mut K, slot: &Slot, from: usize, len: usize, sum: &mut Sum) {
+    if let Some(bytes) = sink.bytes(slot, from, len) {
+        sum.add_bytes(bytes);
+        return;
+    }
     let mut chunk = [0; 4096];
     let mut done = 0;
     while done < len {

@@ -148,6 +148,10 @@ impl<S: Sink> Sink for CaptureSink<S> {
         self.inner.read(slot, offset, into)
     }
 
+    fn bytes(&mut self, slot: &Slot, offset: usize, len: usize) -> Option<&[u8]> {
+        self.inner.bytes(slot, offset, len)
+    }
+
     fn commit(&mut self, slot: Slot, len: usize, offload: Offload) {
         let inner = &self.inner;
         self.pcap.borrow_mut().record(len, &offload, |into| inner.read(&slot, 0, into));

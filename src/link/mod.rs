@@ -13,7 +13,9 @@
 //!    call, or [`Sink::write`]), then [`Sink::commit`] or [`Sink::cancel`] it.
 //! 4. [`Sink::flush`] publishes all committed frames and signals the guest at most once.
 
+mod arena;
 pub mod capture;
+pub mod stream;
 pub mod vhost;
 
 use crate::span::{Span, SpanMut};
@@ -171,6 +173,13 @@ pub trait Sink {
     /// Copies back what stands at `offset` of the slot, for checksums and captures. The guest may
     /// have changed it.
     fn read(&self, slot: &Slot, offset: usize, into: &mut [u8]) -> usize;
+
+    /// The `len` bytes at `offset` of the slot, where they stand in one piece in our own memory: it
+    /// spares the copy of [`Sink::read`].
+    fn bytes(&mut self, slot: &Slot, offset: usize, len: usize) -> Option<&[u8]> {
+        let _ = (slot, offset, len);
+        None
+    }
 
     /// The frame is complete and `len` bytes long, at most what was reserved. A frame below 60
     /// bytes is padded with zeros by the link where that is needed.

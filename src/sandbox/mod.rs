@@ -131,6 +131,8 @@ pub struct Jail {
 pub enum Role {
     /// The only worker of `passt --vhost-user`: guest, sockets, and the control socket.
     VhostUser,
+    /// The only worker of `passt` on a stream socket: guest and sockets.
+    Stream,
 }
 
 /// Set-up has begun.

@@ -267,8 +267,8 @@ const SIOCOUTQNSD: i32 = 0x894b;
 /// The tables of a role.
 pub(super) fn entries(role: Role) -> impl Iterator<Item = &'static Entry> {
     let tables: &'static [&'static [Entry]] = match role {
-        // recvmsg with descriptors, maps and files of a front-end are in the tables already.
-        Role::VhostUser => &[RUNTIME, WORKER],
+        // What a front-end's descriptors and memory need, or a stream's socket, is in the tables.
+        Role::VhostUser | Role::Stream => &[RUNTIME, WORKER],
     };
     tables.iter().copied().flatten()
 }
