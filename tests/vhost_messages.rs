@@ -467,6 +467,22 @@ fn rings_stop_and_start_again_at_their_base() {
 }
 
 #[test]
+fn a_restart_within_one_event_is_noticed() {
+    let mut m = Machine::new(Options::default());
+    m.front.send(GET_VRING_BASE, PLAIN, &state(1, 0), &[]);
+    m.front.send(GET_VRING_BASE, PLAIN, &state(0, 0), &[]);
+    for (index, ring) in [(0, &m.rx), (1, &m.tx)] {
+        let fds = [ring.kick.as_raw_fd()];
+        m.front.send(SET_VRING_BASE, PLAIN, &state(index, 0), &[]);
+        m.front.send(SET_VRING_KICK, PLAIN, &words(&[u64::from(index)]), &fds);
+    }
+    let events = m.pump();
+    assert!(events.up && events.room && events.frames);
+    let events = m.say(SET_VRING_ENABLE, &state(0, 1), &[]);
+    assert!(!events.up && !events.frames, "it was told already");
+}
+
+#[test]
 fn a_reset_device_starts_from_nothing() {
     let mut m = Machine::new(Options::default());
     assert_eq!(send_one(&mut m), 1);

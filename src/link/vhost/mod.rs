@@ -289,13 +289,12 @@ impl Control {
             }
             Handled::Wait => {}
         }
-        let up = sink.queue.is_running() && !was_up;
-        Ok(LinkEvents {
-            frames: source.queue.is_running() && !was_open,
-            room: up,
-            up,
-            ended: self.client.is_none() && self.one_off,
-        })
+        let up = sink.queue.take_fresh() || sink.queue.is_running() && !was_up;
+        let open = source.queue.take_fresh() || source.queue.is_running() && !was_open;
+        if up {
+            log::debug!("vhost-user: driver ready, features {:#x}", sink.features);
+        }
+        Ok(LinkEvents { frames: open, room: up, up, ended: self.client.is_none() && self.one_off })
     }
 
     /// Takes leave of the client: device reset, memory unmapped.

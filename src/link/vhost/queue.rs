@@ -102,6 +102,8 @@ pub(super) struct Queue {
     decided: u16,
     /// Without EVENT_IDX: the driver was told not to kick.
     quiet: bool,
+    /// Taken up since someone last asked: what is in it has not been looked at.
+    fresh: bool,
 }
 
 impl Queue {
@@ -162,7 +164,14 @@ impl Queue {
         self.next_used = view.used_idx();
         self.decided = self.next_used;
         self.quiet = false;
+        self.fresh = true;
         view.set_quiet(false);
+    }
+
+    /// Whether the ring runs and has been taken up since this was last asked; it may have been
+    /// stopped meanwhile.
+    pub(super) fn take_fresh(&mut self) -> bool {
+        self.is_running() && std::mem::take(&mut self.fresh)
     }
 
     /// GET_VRING_BASE, and the end of a client.
