@@ -257,11 +257,16 @@ pub struct Passt {
 
 impl Passt {
     /// Starts the program under test with `--vhost-user`, a socket and `options`, and waits until
-    /// it listens. `PASST_UNDER_TEST` names another binary.
+    /// it listens. `PASST_UNDER_TEST` names another binary, `PASST_OPTIONS` more options.
     pub fn start(lab: &Lab, options: &[&str]) -> Self {
-        let socket = lab.dir.join(&format!("{}.socket", fresh_name("passt")));
         let ours = OsStr::new(env!("CARGO_BIN_EXE_passt"));
         let program = std::env::var_os("PASST_UNDER_TEST").unwrap_or_else(|| ours.into());
+        Self::start_program(lab, &program, options)
+    }
+
+    /// As [`Passt::start`], with a program of the caller's choice.
+    pub fn start_program(lab: &Lab, program: &OsStr, options: &[&str]) -> Self {
+        let socket = lab.dir.join(&format!("{}.socket", fresh_name("passt")));
         // A resolv.conf of its own needs a mount namespace; `exec` keeps the process id.
         let mut child = lab
             .host
