@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::sim::{Chance, Last, Load, OpenedBy, Report, Weather, World};
+use common::sim::{Chance, Fate, Last, Load, OpenedBy, Report, Weather, World};
 use passt::time::Duration;
 
 /// A load with all that chance can vary.
@@ -14,6 +14,7 @@ fn some_load(chance: &mut Chance, most: usize) -> Load {
         up: if chance.percent(15) { 0 } else { chance.below(most) },
         down: if chance.percent(15) { 0 } else { chance.below(most) },
         last: [Last::Guest, Last::Peer, Last::Nobody][chance.below(3)],
+        fate: Fate::Well,
     }
 }
 
@@ -29,8 +30,14 @@ fn assert_clean(report: &Report) {
     assert_eq!((report.resent_to_guest, report.resent_by_guest, report.resets), (0, 0, 0));
 }
 
-const UP: Load =
-    Load { opened_by: OpenedBy::Guest, v6: false, up: 3_000_000, down: 0, last: Last::Nobody };
+const UP: Load = Load {
+    opened_by: OpenedBy::Guest,
+    v6: false,
+    up: 3_000_000,
+    down: 0,
+    last: Last::Nobody,
+    fate: Fate::Well,
+};
 const DOWN: Load = Load { up: 0, down: 3_000_000, ..UP };
 
 #[test]
@@ -61,7 +68,7 @@ fn whoever_closes_first_the_other_may_go_on() {
         for last in [Last::Guest, Last::Peer, Last::Nobody] {
             for (up, down) in [(0, 0), (0, 1), (1, 0), (1, 1), (40_000, 300_000), (300_000, 40_000)]
             {
-                let load = Load { opened_by, v6: false, up, down, last };
+                let load = Load { opened_by, v6: false, up, down, last, fate: Fate::Well };
                 assert_clean(&run(4, Weather::FAIR, &[load]));
             }
         }
@@ -154,5 +161,37 @@ fn a_guest_that_sleeps_for_longer_than_a_timeout_loses_nothing() {
         // A segment for each timeout of a flow, not a window.
         let timeouts = 3 * (2 + report.time.as_secs());
         assert!(report.resent_to_guest <= timeouts, "{report:?}");
+    }
+}
+
+#[test]
+fn refused_connections_are_reset() {
+    let refused = Load { fate: Fate::Refused, ..UP };
+    let report = run(12, Weather::FAIR, &[refused, Load { v6: true, ..refused }, DOWN]);
+    assert_eq!((report.resets, report.resent_to_guest), (2, 0));
+}
+
+#[test]
+fn whoever_resets_a_connection_the_other_is_told_and_others_go_on() {
+    let mut chance = Chance::new(13);
+    for seed in 400..500 {
+        let weather = Weather {
+            loss: if chance.percent(50) { 0 } else { chance.below(8) as u8 },
+            ring: 1 + chance.below(40),
+            sleep: Duration::from_millis(1 + chance.below(100) as u64),
+            short_write: chance.below(50) as u8,
+            socket: 2000 + chance.below(50_000),
+            guest: 4000 + chance.below(60_000),
+            ..Weather::FAIR
+        };
+        let mut loads = vec![some_load(&mut chance, 100_000)];
+        for _ in 0..3 {
+            let n = chance.below(100_000);
+            let fate = [Fate::PeerResets(n), Fate::GuestResets(n)][chance.below(2)];
+            let load = some_load(&mut chance, 100_000);
+            // More than the one that resets waits for, so that it does.
+            loads.push(Load { up: 200_000, down: 200_000, fate, ..load });
+        }
+        run(seed, weather, &loads);
     }
 }

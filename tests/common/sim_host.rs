@@ -1,6 +1,8 @@
 //! The host of the simulation: sockets in memory, each with a peer that follows a load.
 
-use super::sim::{Chance, GUEST_PORT, GUEST_V4, GUEST_V6, Last, Load, OpenedBy, Weather, byte};
+use super::sim::{
+    Chance, Fate, GUEST_PORT, GUEST_V4, GUEST_V6, Last, Load, OpenedBy, Weather, byte,
+};
 use passt::flow::{Endpoint, FlowId, Protocol};
 use passt::host::{Accepted, Connect, Host, StreamInfo};
 use passt::span::{Span, SpanMut, scatter};
@@ -26,6 +28,9 @@ pub struct Peer {
     sent: usize,
     got_fin: bool,
     limit: usize,
+    /// It has reset the connection; it was reset.
+    broken: bool,
+    was_reset: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,11 +77,34 @@ impl Peer {
             sent: 0,
             got_fin: false,
             limit: 0,
+            broken: false,
+            was_reset: false,
         }
     }
 
     pub fn is_done(&self) -> bool {
-        self.stage == Stage::Closed && self.got_fin && self.got == self.load.up
+        self.stage == Stage::Closed
+            && match self.load.fate {
+                Fate::Well => self.got_fin && self.got == self.load.up,
+                Fate::GuestResets(_) => self.was_reset,
+                Fate::Refused | Fate::PeerResets(_) => self.broken,
+            }
+    }
+
+    /// Whether it was reset though all was well.
+    pub fn was_reset_without_reason(&self) -> bool {
+        self.was_reset && self.load.fate == Fate::Well
+    }
+
+    fn break_off(&mut self) {
+        self.broken = true;
+        self.socket.pending = Readiness {
+            readable: true,
+            writable: true,
+            error: true,
+            hung_up: true,
+            read_closed: true,
+        };
     }
 
     /// When it acts next.
@@ -94,11 +122,16 @@ impl Peer {
         match self.stage {
             Stage::Idle if self.load.opened_by == OpenedBy::Peer => self.stage = Stage::Knocking,
             Stage::Idle | Stage::Knocking => {}
+            Stage::Connecting if self.load.fate == Fate::Refused => self.break_off(),
             Stage::Connecting => {
                 self.stage = Stage::Connected;
                 self.socket.pending.writable = true;
             }
+            Stage::Connected | Stage::Closed if self.broken => {}
             Stage::Connected | Stage::Closed => {
+                if matches!(self.load.fate, Fate::PeerResets(n) if self.got + self.sent >= n) {
+                    return self.break_off();
+                }
                 self.read(chance.below(100_000));
                 self.write(chance.below(100_000));
             }
@@ -155,7 +188,6 @@ pub struct SimHost {
     peers: Rc<RefCell<Vec<Peer>>>,
     weather: Weather,
     chance: Chance,
-    resets: usize,
 }
 
 /// A socket: closed when dropped.
@@ -189,12 +221,7 @@ impl SimStream {
 
 impl SimHost {
     pub fn new(peers: Rc<RefCell<Vec<Peer>>>, weather: Weather, seed: u64) -> Self {
-        Self { peers, weather, chance: Chance::new(seed ^ 0xface), resets: 0 }
-    }
-
-    /// How many connections were reset.
-    pub const fn resets(&self) -> usize {
-        self.resets
+        Self { peers, weather, chance: Chance::new(seed ^ 0xface) }
     }
 
     /// What epoll would report now.
@@ -210,7 +237,8 @@ impl SimHost {
                 readable: pending.readable && socket.interest.readable,
                 writable: pending.writable && socket.interest.writable,
                 read_closed: pending.read_closed && socket.interest.read_closed,
-                ..Readiness::default()
+                error: pending.error,
+                hung_up: pending.hung_up,
             };
             if ready != Readiness::default() {
                 events.push((Token::Tcp(flow), ready));
@@ -247,8 +275,11 @@ impl Host for SimHost {
         Ok((stream, Connect::InProgress))
     }
 
-    fn connect_result(&mut self, _stream: &SimStream) -> io::Result<()> {
-        Ok(())
+    fn connect_result(&mut self, stream: &SimStream) -> io::Result<()> {
+        stream.with(|peer| match peer.broken {
+            true => Err(ErrorKind::ConnectionRefused.into()),
+            false => Ok(()),
+        })
     }
 
     fn accept(&mut self, _listener: u32) -> io::Result<Accepted<SimStream>> {
@@ -283,6 +314,9 @@ impl Host for SimHost {
         let limit = self.weather.socket;
         stream.with(|peer| {
             assert!(peer.stage == Stage::Connected && !peer.socket.shut, "sent at a bad time");
+            if peer.broken {
+                return Err(ErrorKind::BrokenPipe.into());
+            }
             let socket = &mut peer.socket;
             let mut room = limit.saturating_sub(socket.out.len());
             if short {
@@ -310,6 +344,9 @@ impl Host for SimHost {
         let asked: usize = room.iter().map(SpanMut::len).sum();
         assert!(asked > 0, "a peek into nothing");
         stream.with(|peer| {
+            if peer.broken {
+                return Err(ErrorKind::ConnectionReset.into());
+            }
             let at = peer.socket.discarded + skip;
             assert!(at <= peer.socket.arrived, "skipped more than there is");
             let n = asked.min(peer.socket.arrived - at);
@@ -336,7 +373,7 @@ impl Host for SimHost {
     }
 
     fn reset(&mut self, stream: SimStream) {
-        self.resets += 1;
+        stream.with(|peer| peer.was_reset = true);
         drop(stream);
     }
 
@@ -362,7 +399,7 @@ impl Host for SimHost {
         Some(Protocol::Tcp)
     }
 
-    fn take_error(&mut self, _stream: &SimStream) -> Option<io::Error> {
-        None
+    fn take_error(&mut self, stream: &SimStream) -> Option<io::Error> {
+        stream.with(|peer| peer.broken.then(|| ErrorKind::ConnectionReset.into()))
     }
 }

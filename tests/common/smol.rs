@@ -1,7 +1,7 @@
 //! smoltcp as the guest: a TCP that is not ours.
 
 use super::sim::{
-    GATEWAY_V4, GATEWAY_V6, GUEST_MAC, GUEST_PORT, GUEST_V4, GUEST_V6, Last, Load, OpenedBy,
+    Fate, GATEWAY_V4, GATEWAY_V6, GUEST_MAC, GUEST_PORT, GUEST_V4, GUEST_V6, Last, Load, OpenedBy,
     PEER_PORT, Weather, byte,
 };
 use passt::flow::Endpoint;
@@ -65,6 +65,8 @@ pub struct Guest {
     sockets: SocketSet<'static>,
     flows: Vec<Flow>,
     loads: Vec<Load>,
+    /// Resets may be lost: an idle guest has to ask.
+    keep_alive: bool,
 }
 
 struct Flow {
@@ -100,6 +102,7 @@ impl Guest {
             sockets: SocketSet::new(Vec::new()),
             flows: Vec::new(),
             loads: Vec::new(),
+            keep_alive: weather.loss > 0,
         }
     }
 
@@ -107,6 +110,9 @@ impl Guest {
     pub fn add(&mut self, name: usize, load: Load, peer: Endpoint, size: usize) {
         let buffer = || SocketBuffer::new(vec![0; size]);
         let mut socket = Socket::new(buffer(), buffer());
+        if self.keep_alive {
+            socket.set_keep_alive(Some(smoltcp::time::Duration::from_secs(10)));
+        }
         if load.opened_by == OpenedBy::Peer {
             socket.listen(GUEST_PORT).expect("the port is not 0");
         }
@@ -142,17 +148,22 @@ impl Guest {
         Some(Instant::ZERO + Duration::from_micros(at.total_micros() as u64))
     }
 
+    /// Whether every flow that is to go well has, and no other is left.
     pub fn is_done(&self) -> bool {
-        self.flows.iter().all(|flow| {
-            let load = self.loads[flow.name];
-            flow.got_fin
-                && flow.got == load.down
-                && flow.sent == load.up
-                && matches!(
-                    self.sockets.get::<Socket<'_>>(flow.handle).state(),
-                    State::Closed | State::TimeWait
-                )
-        })
+        let well = |(name, load): (usize, &Load)| {
+            load.fate != Fate::Well
+                || self.flows.iter().any(|flow| {
+                    flow.opened
+                        && flow.name == name
+                        && flow.got_fin
+                        && (flow.got, flow.sent) == (load.down, load.up)
+                })
+        };
+        let over = |flow: &Flow| {
+            let state = self.sockets.get::<Socket<'_>>(flow.handle).state();
+            matches!(state, State::Closed | State::TimeWait | State::Listen)
+        };
+        self.loads.iter().enumerate().all(well) && self.flows.iter().all(over)
     }
 
     pub fn describe(&self) -> String {
@@ -168,6 +179,10 @@ impl Guest {
 
 impl Flow {
     fn run(&mut self, iface: &mut Interface, socket: &mut Socket<'_>, loads: &[Load]) {
+        if socket.state() == State::Listen {
+            // Whoever came was reset before the handshake ended.
+            self.opened = false;
+        }
         let opened_by = loads[self.name].opened_by;
         if !self.opened {
             match opened_by {
@@ -185,6 +200,10 @@ impl Flow {
             }
         }
         let load = loads[self.name];
+        if matches!(load.fate, Fate::GuestResets(n) if self.got + self.sent >= n) && !self.closed {
+            self.closed = true;
+            return socket.abort();
+        }
         while socket.can_recv() {
             let start = self.got;
             let name = self.name as u64;

@@ -28,7 +28,9 @@ pub(super) struct RttEstimator {
 impl RttEstimator {
     /// Bytes up to `end` were sent for the first time.
     pub(super) fn on_sent(&mut self, end: SeqNum, now: Instant) {
-        self.timed.get_or_insert((end, micros(now)));
+        if self.timed.is_none() {
+            self.timed = Some((end, micros(now)));
+        }
     }
 
     /// Something was sent again: an ACK no longer tells of which copy (Karn; RFC 6298 3).
