@@ -245,8 +245,8 @@ impl World {
             assert!(!wrong, "a peer was reset: {}", self.describe());
             if self.is_done() {
                 return Report {
-                    resent_to_guest: self.link.to_guest_twice(),
-                    resent_by_guest: self.link.from_guest_twice(),
+                    resent_to_guest: self.link.twice_to_guest(),
+                    resent_by_guest: self.link.twice_from_guest(),
                     resets: self.link.resets(),
                     steps,
                     time: self.now.since(start),

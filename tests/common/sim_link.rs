@@ -166,11 +166,11 @@ impl SimLink {
         }
     }
 
-    pub fn to_guest_twice(&self) -> u64 {
+    pub fn twice_to_guest(&self) -> u64 {
         self.watch.to_guest.values().map(|(_, twice)| twice).sum()
     }
 
-    pub fn from_guest_twice(&self) -> u64 {
+    pub fn twice_from_guest(&self) -> u64 {
         self.watch.from_guest.values().map(|(_, twice)| twice).sum()
     }
 
