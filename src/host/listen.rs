@@ -109,10 +109,18 @@ impl Sockets {
                 listened.sockets += 1;
             }
         }
-        let most = most_weak_listeners();
+        let weak = |protocol| asked().filter(move |(_, r)| r.weak && r.protocol == protocol);
+        let mut left = most_weak_listeners().saturating_sub(self.listeners.len());
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             let (mut opened, mut last) = (0, None);
-            for (index, rule) in asked().filter(|(_, r)| r.weak && r.protocol == protocol) {
+            // One protocol leaves the other its half.
+            let share = if protocol == Protocol::Tcp && weak(Protocol::Udp).next().is_some() {
+                left / 2
+            } else {
+                left
+            };
+            let most = self.listeners.len().saturating_add(share);
+            for (index, rule) in weak(protocol) {
                 let outcome = self.listen_weak(index, rule, competes(rules, index), most);
                 opened += outcome.0;
                 if let Some((failed, failure)) = outcome.1 {
@@ -124,6 +132,7 @@ impl Sockets {
                 }
             }
             listened.sockets += opened;
+            left = left.saturating_sub(opened);
             if let Some(failure) = last.filter(|_| opened == 0) {
                 return Err(failure);
             }

@@ -367,19 +367,41 @@ fn the_wildcard_and_an_address_share_a_port() {
     assert_eq!(event(&host).0, Token::Listener(1), "the more specific one wins");
 }
 
+/// Limits are the process's, and other tests would starve too: false in the process that runs
+/// all tests, after it has run `test` in a child of its own; true there.
+fn in_a_child(test: &str) -> bool {
+    const CHILD: &str = "PASST_TEST_CHILD";
+    if std::env::var_os(CHILD).is_some() {
+        return true;
+    }
+    let status = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", &format!("host::sockets::tests::{test}"), "--test-threads", "1"])
+        .env(CHILD, "1")
+        .status()
+        .unwrap();
+    assert!(status.success());
+    false
+}
+
+#[test]
+fn best_effort_rules_leave_descriptors_for_each_other_and_for_flows() {
+    if !in_a_child("best_effort_rules_leave_descriptors_for_each_other_and_for_flows") {
+        return;
+    }
+    use nix::sys::resource::{Resource, setrlimit};
+    setrlimit(Resource::RLIMIT_NOFILE, 100, 100).unwrap();
+    let mut host = sockets(WITHOUT);
+    let all = Rule { last: 20_999, to: 20_000, weak: true, ..rule(Some("127.0.0.1"), 20_000) };
+    let udp = Rule { protocol: Protocol::Udp, ..all.clone() };
+    let listened = host.listen(&[all, udp]).unwrap();
+    assert_eq!((listened.sockets, listened.warnings.len()), (75, 2));
+    let of = |protocol| host.listeners.iter().filter(|l| l.listening.protocol == protocol).count();
+    assert_eq!((of(Protocol::Tcp), of(Protocol::Udp)), (37, 38));
+}
+
 #[test]
 fn accepting_without_descriptors_resets_the_connection_and_never_spins() {
-    // The limit is the process's: a child of its own, or others would starve too.
-    const CHILD: &str = "PASST_TEST_STARVED";
-    if std::env::var_os(CHILD).is_none() {
-        let name = "host::sockets::tests::\
-                    accepting_without_descriptors_resets_the_connection_and_never_spins";
-        let status = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", name, "--test-threads", "1"])
-            .env(CHILD, "1")
-            .status()
-            .unwrap();
-        assert!(status.success());
+    if !in_a_child("accepting_without_descriptors_resets_the_connection_and_never_spins") {
         return;
     }
     let mut host = sockets(WITHOUT);
