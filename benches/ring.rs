@@ -1,7 +1,8 @@
 //! Frames through the vhost-user device without a guest: our own driver in a thread that spins,
 //! the whole link in this one, each frame copied once. Prints a table (target T13).
 //!
-//! `cargo bench --bench ring`; an argument is the number of seconds for each row. On one machine
+//! `cargo bench --bench ring`; an argument is the number of seconds for each row, 0 leaves the
+//! thread out and shows only what the link takes alone. On one machine
 //! figures vary by a factor of two from run to run: the best of several is what counts.
 
 #![allow(dead_code, unreachable_pub, reason = "the modules of the tests have more than is used")]

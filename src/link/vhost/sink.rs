@@ -151,6 +151,8 @@ impl VhostSink {
                 Some(0) if self.chains.len() - first >= self.queue.size() => {
                     return Err(Refused::TooLarge);
                 }
+                // Never more chains than a ring has, whatever the driver says.
+                Some(_) if self.chains.len() >= self.queue.size() => return Err(Refused::Full),
                 Some(0) => return Err(Refused::Full),
                 Some(_) => {}
             }
