@@ -30,7 +30,7 @@ use crate::token::{Interest, Token};
 use ::log::{error, info, warn};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -254,7 +254,11 @@ fn machine<L: Parts>(
     let Machine { process: own, network, .. } = config;
     let run_as = own.runas.as_deref().map(str::parse::<RunAs>).transpose()?;
     let identity = Identity::choose(run_as.as_ref())?;
-    let jail = Jail { pid_namespace: !own.foreground, ..Jail::default() };
+    let jail = Jail {
+        pid_namespace: !own.foreground,
+        chroot_fallback: own.chroot_fallback,
+        ..Jail::default()
+    };
     let started = rehearse(started, identity, &jail)?;
     let epoll = Rc::new(Epoll::new().map_err(|e| Error::System("make an epoll", e))?);
 
@@ -323,8 +327,10 @@ fn open_sockets(epoll: &Rc<Epoll>, network: &Network) -> Result<Sockets, Error> 
         v6: network.guest.v6.is_some(),
         outbound_v4: network.translation.v4.outbound,
         outbound_v6: network.translation.v6.outbound,
-        scope: network.templates.v6.as_ref().map_or(0, |template| template.interface),
-        ..Setup::default()
+        device_v4: device_name(network.devices.v4.as_ref()),
+        device_v6: device_name(network.devices.v6.as_ref()),
+        scope: network.scope(),
+        freebind: network.freebind,
     };
     let opened = Sockets::new(Rc::clone(epoll), setup);
     let mut sockets = opened.map_err(|e| Error::System("set up sockets", e))?;
@@ -334,6 +340,11 @@ fn open_sockets(epoll: &Rc<Epoll>, network: &Network) -> Result<Sockets, Error> 
     })?;
     listened.warnings.iter().for_each(|warning| warn!("{warning}"));
     Ok(sockets)
+}
+
+fn device_name(device: Option<&config::Device>) -> Option<CString> {
+    // Interface names have no NUL: these were found on the host.
+    CString::new(device?.name.as_str()).ok()
 }
 
 /// 128 bits that nobody else knows.

@@ -7,7 +7,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -239,6 +239,10 @@ fn every_option_is_known_in_both_programs() {
         "--udp-ports 53",
         "--vhost-user",
         "--repair-path none",
+        "--outbound-if4 eth0",
+        "--outbound-if6=eth0",
+        "--freebind",
+        "--chroot-fallback",
         "--mt 1500",
         "-fqm1500",
         "--mtu=1500",
@@ -287,6 +291,8 @@ fn every_option_is_known_in_both_programs() {
         assert!(message.ends_with(" is for pasta mode only\n"), "{message}");
     }
     for option in ["--migrate-exit", "--migrate-no-linger"] {
+        prints(PASST, &format!("--vhost-user {option} --version"));
+        prints(PASTA, &format!("{option} --vhost-user --version"));
         let message = fails(PASST, option);
         assert!(message.ends_with(" is for vhost-user mode only\n"), "{message}");
     }
@@ -320,6 +326,9 @@ fn bad_values_and_combinations_are_one_line_and_leave_nothing_behind() {
         ("-M 9a:55", "Invalid MAC address: 9a:55"),
         ("-a 192.0.2.1/24 -n 24", "Redundant netmask"),
         ("-i bogus0", "Invalid interface name bogus0: no such interface"),
+        ("--outbound-if4 bogus0", "Invalid interface name bogus0: no such interface"),
+        ("-4 -i lo --outbound-if6 bogus0", "Invalid interface name bogus0: no such interface"),
+        ("--outbound-if4 a/b", "Invalid interface name: a/b"),
         ("-F 3", "Invalid --fd: 3"),
         ("-t auto", "'auto' port forwarding is only allowed for pasta"),
         ("-t 22-21", "Invalid port specifier '22-21': bad port or range of ports"),
@@ -528,6 +537,70 @@ fn where_user_namespaces_are_forbidden_it_says_so_and_leaves_nothing_behind() {
     assert!(said.starts_with("Couldn't create user namespace: "), "{said}");
     assert_eq!((output.status.code(), said.lines().count()), (Some(1), 1));
     assert!(folder.names().is_empty(), "{:?}", folder.names());
+}
+
+#[test]
+fn addresses_that_nobody_has_are_listened_on_with_freebind_only() {
+    let folder = Folder::new();
+    let line = format!("-s {} -D none -t 192.0.2.254/{}", folder.path("s"), free_port());
+    let said = fails(PASST, &format!("--vhost-user -q {line}"));
+    assert!(said.contains("Cannot assign requested address"), "{said}");
+    let passt = Foreground::start(&format!("--freebind {line}"));
+    passt.signal(Signal::SIGTERM);
+    assert_eq!(passt.end().0.code(), Some(0));
+}
+
+#[test]
+fn deprecated_options_do_nothing_but_say_so() {
+    let folder = Folder::new();
+    let line = "-e --migrate-exit --migrate-no-linger";
+    let passt = Foreground::start(&format!("-s {} {line}", folder.path("s")));
+    passt.signal(Signal::SIGTERM);
+    assert_eq!(passt.end().0.code(), Some(0));
+    let warnings = fails(PASST, &format!("--vhost-user -q -D none {line} -s /nonexistent/a"));
+    for option in ["--stderr", "--migrate-exit", "--migrate-no-linger"] {
+        let start = format!("{option} is deprecated and does nothing");
+        assert!(warnings.lines().any(|l| l.starts_with(&start)), "{option} in {warnings}");
+    }
+}
+
+/// Runs `work` in a thread whose children may not call pivot_root(2), as on an initramfs.
+fn without_pivot_root<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+    let arch = std::env::consts::ARCH.try_into().expect("seccompiler knows this machine");
+    let filter = SeccompFilter::new(
+        [(libc::SYS_pivot_root, Vec::new())].into(),
+        SeccompAction::Allow,
+        SeccompAction::Errno(libc::EINVAL.cast_unsigned()),
+        arch,
+    );
+    let filter: BpfProgram = filter.expect("is sound").try_into().expect("is short");
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            seccompiler::apply_filter(&filter).expect("filters are there");
+            work()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+#[test]
+fn where_the_root_cannot_be_changed_chroot_does_if_allowed_to() {
+    let folder = Folder::new();
+    let line = format!("-s {} -D none", folder.path("s"));
+    let said = without_pivot_root(|| fails(PASST, &format!("--vhost-user -q {line}")));
+    assert!(said.starts_with("Couldn't change the root: Invalid argument"), "{said}");
+    let passt = without_pivot_root(|| Foreground::start(&format!("--chroot-fallback {line}")));
+    // Who answers has taken its last step. VHOST_USER_GET_FEATURES: number, version, no payload.
+    let mut client = UnixStream::connect(&passt.path).expect("it listens");
+    client.write_all(&[1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]).expect("it listens");
+    client.read_exact(&mut [0; 20]).expect("it answers");
+    let root = format!("/proc/{}/root", passt.child.id());
+    let names = fs::read_dir(&root).expect("we are root, which reads everyone's");
+    assert_eq!(names.count(), 0);
+    fs::write(format!("{root}/file"), "").expect_err("it is read-only");
+    passt.signal(Signal::SIGTERM);
+    assert_eq!(passt.end().0.code(), Some(0));
 }
 
 #[test]

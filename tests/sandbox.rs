@@ -82,6 +82,7 @@ fn enter(setup: &Setup) -> (Signals, Ready, Locked) {
     let identified = or_exit(started.identify(identity));
     let jail = Jail {
         pid_namespace: setup.background,
+        chroot_fallback: false,
         without_user_namespace: match setup.go_on {
             true => WithoutUserNamespace::GoOn,
             false => WithoutUserNamespace::Fail,

@@ -46,6 +46,8 @@ pub struct Process {
     pub pid: Option<PathBuf>,
     /// Whom it becomes, as typed.
     pub runas: Option<String>,
+    /// Whether it may isolate itself by chroot(2), where pivot_root(2) fails.
+    pub chroot_fallback: bool,
 }
 
 impl Process {
@@ -58,6 +60,7 @@ impl Process {
             log_size: typed.log_size.unwrap_or(DEFAULT_LOG_SIZE),
             pid: typed.pid.clone(),
             runas: typed.runas.clone(),
+            chroot_fallback: typed.chroot_fallback,
         }
     }
 }
@@ -73,6 +76,41 @@ pub struct Protocols {
     pub icmp: bool,
 }
 
+/// An interface that exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Its name.
+    pub name: String,
+    /// Its number.
+    pub index: u32,
+}
+
+/// The interfaces that traffic leaves by, where that was asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Devices {
+    /// `--outbound-if4`.
+    pub v4: Option<Device>,
+    /// `--outbound-if6`.
+    pub v6: Option<Device>,
+}
+
+impl Devices {
+    fn new(typed: &Typed, facts: &HostFacts) -> Result<Self, Error> {
+        Ok(Self {
+            v4: device(&typed.outbound_if4, facts)?,
+            v6: device(&typed.outbound_if6, facts)?,
+        })
+    }
+}
+
+fn device(name: &Option<String>, facts: &HostFacts) -> Result<Option<Device>, Error> {
+    let Some(name) = name else { return Ok(None) };
+    match facts.interface(name) {
+        Some(found) => Ok(Some(Device { name: name.clone(), index: found.index })),
+        None => Err(Error::UnknownInterface(name.clone())),
+    }
+}
+
 /// The guest's network, whatever its link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Network {
@@ -82,6 +120,10 @@ pub struct Network {
     pub translation: Translation,
     /// Where it was taken from.
     pub templates: Templates,
+    /// Which interfaces its traffic leaves by.
+    pub devices: Devices,
+    /// Whether ports of addresses that the host does not have may be listened on.
+    pub freebind: bool,
     /// Which protocols are passed on.
     pub protocols: Protocols,
     /// Ports of the host that are forwarded to the guest.
@@ -130,7 +172,7 @@ pub enum Error {
     FdAndSocket,
     /// `--netmask`, and `--address` with a length.
     NetmaskTwice,
-    /// `--interface` names none.
+    /// `--interface`, or `--outbound-if4` or `-if6`, names none.
     UnknownInterface(String),
     /// `--ipv6-only` without IPv6.
     NoIpv6,
@@ -216,19 +258,29 @@ impl Network {
             return Err(Error::NetmaskTwice);
         }
         let enabled = enabled(typed, facts)?;
-        let templates = templates(typed, facts, enabled)?;
+        let devices = Devices::new(typed, facts)?;
+        let templates = templates(typed, facts, enabled, &devices)?;
         let (guest, translation) = network::plan(typed, facts, &templates, enabled);
         let forwards = forwards(mode, typed, facts, enabled)?;
         let network = Self {
             guest,
             translation,
             templates,
+            devices,
+            freebind: typed.freebind,
             protocols: Protocols { tcp: !typed.no_tcp, udp: !typed.no_udp, icmp: !typed.no_icmp },
             forwards,
             pcap: typed.pcap.clone(),
         };
         let warnings = network.warnings(typed);
         Ok((network, warnings))
+    }
+
+    /// The number of the interface that link-local IPv6 destinations are on; 0 for none.
+    pub fn scope(&self) -> u32 {
+        let outbound = self.devices.v6.as_ref().map(|device| device.index);
+        let template = || self.templates.v6.as_ref().map(|template| template.interface);
+        outbound.or_else(template).unwrap_or(0)
     }
 
     fn warnings(&self, typed: &Typed) -> Vec<String> {
@@ -241,6 +293,18 @@ impl Network {
             && self.templates == Templates::default()
         {
             warnings.push(format!("Interface {name} has no usable address: local mode"));
+        }
+        let devices = [
+            ("IPv4", &self.devices.v4, self.guest.v4.is_some(), self.templates.v4.is_some()),
+            ("IPv6", &self.devices.v6, self.guest.v6.is_some(), self.templates.v6.is_some()),
+        ];
+        for (family, device, enabled, found) in devices {
+            let Some(device) = device.as_ref().filter(|_| enabled && !found) else { continue };
+            if typed.interface.is_none() {
+                let name = &device.name;
+                warnings
+                    .push(format!("Interface {name} has no usable {family} address: local mode"));
+            }
         }
         let dns = &self.guest.dns;
         if dns.v4.is_empty() && dns.v6.is_empty() && !typed.no_dns {
@@ -259,16 +323,21 @@ fn enabled(typed: &Typed, facts: &HostFacts) -> Result<Enabled, Error> {
     }
 }
 
-fn templates(typed: &Typed, facts: &HostFacts, enabled: Enabled) -> Result<Templates, Error> {
-    let wanted = match &typed.interface {
-        None => None,
-        Some(name) => match facts.interface(name) {
-            Some(interface) => Some(interface.index),
-            None => return Err(Error::UnknownInterface(name.clone())),
-        },
+fn templates(
+    typed: &Typed,
+    facts: &HostFacts,
+    enabled: Enabled,
+    devices: &Devices,
+) -> Result<Templates, Error> {
+    let asked = device(&typed.interface, facts)?;
+    let choose = |on: bool, family, outbound: &Option<Device>| {
+        let wanted = asked.as_ref().or(outbound.as_ref()).map(|device| device.index);
+        on.then(|| template::choose(facts, family, wanted)).flatten()
     };
-    let choose = |on: bool, family| on.then(|| template::choose(facts, family, wanted)).flatten();
-    Ok(Templates { v4: choose(enabled.v4, Family::V4), v6: choose(enabled.v6, Family::V6) })
+    Ok(Templates {
+        v4: choose(enabled.v4, Family::V4, &devices.v4),
+        v6: choose(enabled.v6, Family::V6, &devices.v6),
+    })
 }
 
 fn forwards(

@@ -126,12 +126,18 @@ pub struct Typed {
     pub pid: Option<PathBuf>,
     /// `--runas`, as it stands: names are not looked up here.
     pub runas: Option<String>,
+    /// `--chroot-fallback`.
+    pub chroot_fallback: bool,
     /// `--mtu`; 0 is a value.
     pub mtu: Option<u16>,
     /// `--mac-addr`.
     pub mac: Option<MacAddr>,
     /// `--interface`.
     pub interface: Option<String>,
+    /// `--outbound-if4`.
+    pub outbound_if4: Option<String>,
+    /// `--outbound-if6`.
+    pub outbound_if6: Option<String>,
     /// Options of IPv4.
     pub v4: PerFamily<Ipv4Addr>,
     /// Options of IPv6.
@@ -168,6 +174,8 @@ pub struct Typed {
     pub no_ndp: bool,
     /// `--no-ra`.
     pub no_ra: bool,
+    /// `--freebind`.
+    pub freebind: bool,
     /// `--no-dhcp-dns`.
     pub no_dhcp_dns: bool,
     /// `--no-dhcp-search`.

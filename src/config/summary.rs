@@ -1,8 +1,8 @@
 //! The configuration in words, for the log at start.
 
-use super::Network;
 use super::guest::{Dns, GuestV4, GuestV6, Nat};
 use super::template::Template;
+use super::{Device, Network};
 use std::net::{IpAddr, Ipv4Addr};
 
 impl Network {
@@ -11,12 +11,14 @@ impl Network {
         let mut lines = Vec::new();
         if let Some(v4) = &self.guest.v4 {
             lines.push(template("IPv4", self.templates.v4.as_ref()));
+            lines.extend(device("IPv4", self.devices.v4.as_ref()));
             lines.extend(outbound("IPv4", &self.translation.v4));
             lines.extend(host_loopback("127.0.0.1", &self.translation.v4));
             lines.extend(self.v4(v4));
         }
         if let Some(v6) = &self.guest.v6 {
             lines.push(template("IPv6", self.templates.v6.as_ref()));
+            lines.extend(device("IPv6", self.devices.v6.as_ref()));
             lines.extend(outbound("IPv6", &self.translation.v6));
             lines.extend(host_loopback("::1", &self.translation.v6));
             lines.extend(self.v6(v6));
@@ -64,6 +66,10 @@ fn template(family: &str, template: Option<&Template>) -> String {
         Some(template) => format!("Template interface: {} ({family})", template.name),
         None => format!("No template interface for {family}: local mode"),
     }
+}
+
+fn device(family: &str, device: Option<&Device>) -> Option<String> {
+    Some(format!("Outbound interface: {} ({family})", device?.name))
 }
 
 fn outbound<A: Into<IpAddr> + Copy>(family: &str, nat: &Nat<A>) -> Option<String> {

@@ -112,6 +112,39 @@ fn an_interface_must_exist_and_should_have_an_address() {
 }
 
 #[test]
+fn traffic_leaves_by_the_interface_that_was_asked_for_and_looks_like_it() {
+    let mut host = host();
+    let mut elsewhere = host.addresses[0];
+    (elsewhere.interface, elsewhere.addr) = (3, "198.51.100.7".parse().unwrap());
+    host.addresses.push(elsewhere);
+    let wlan = Device { name: "wlan0".to_owned(), index: 3 };
+
+    let (config, warnings) = configured("--outbound-if4 wlan0", &host).unwrap();
+    let network = config.network;
+    assert_eq!(network.devices, Devices { v4: Some(wlan.clone()), v6: None });
+    assert_eq!(network.guest.v4.as_ref().unwrap().addr.to_string(), "198.51.100.7");
+    assert_eq!(network.guest.v6.as_ref().unwrap().addr, "2001:db8::5".parse().ok());
+    assert_eq!((network.scope(), &*warnings), (2, &[][..]));
+    let summary = network.summary();
+    assert!(summary.contains(&"Outbound interface: wlan0 (IPv4)".to_owned()), "{summary:?}");
+
+    let (config, _) =
+        configured("--outbound-if4 wlan0 --outbound-if6 wlan0 -i eth0", &host).unwrap();
+    let network = config.network;
+    assert_eq!(network.devices, Devices { v4: Some(wlan.clone()), v6: Some(wlan) });
+    assert_eq!(network.guest.v4.as_ref().unwrap().addr.to_string(), "192.0.2.5");
+    assert_eq!(network.scope(), 3);
+
+    let (config, warnings) = configured("--outbound-if6 wlan0", &host).unwrap();
+    assert_eq!(config.network.guest.v6.unwrap().addr, None);
+    assert_eq!(warnings, ["Interface wlan0 has no usable IPv6 address: local mode"]);
+    let message = "Invalid interface name bogus0: no such interface";
+    refused("--outbound-if4 bogus0", message);
+    refused("-4 -i eth0 --outbound-if6 bogus0", message);
+    assert!(configured("-4 --outbound-if6 wlan0", &host).unwrap().1.is_empty());
+}
+
+#[test]
 fn families_are_on_unless_switched_off_or_unknown_to_the_kernel() {
     let families = |line: &str, facts: &HostFacts| {
         configured(line, facts)

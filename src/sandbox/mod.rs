@@ -124,6 +124,8 @@ pub struct Jail {
     pub pid_namespace: bool,
     /// What to do where user namespaces are forbidden.
     pub without_user_namespace: WithoutUserNamespace,
+    /// Where pivot_root(2) fails, as it does when the root is an initramfs, make do with chroot(2).
+    pub chroot_fallback: bool,
 }
 
 /// What the thread that is locked does afterwards; decides which system calls it may use.
@@ -180,7 +182,7 @@ impl Identified {
             flags |= CloneFlags::CLONE_NEWPID;
         }
         match unshare(flags) {
-            Ok(()) => mounts::empty_root()?,
+            Ok(()) => mounts::empty_root(jail.chroot_fallback)?,
             // Warned about already: without a user namespace only root may go on here.
             Err(Errno::EPERM) if !own_user_namespace => {}
             Err(e) => return Err(Error::Namespaces(e.into())),

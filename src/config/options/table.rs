@@ -92,6 +92,10 @@ impl Opt {
 
 use Action::{Flag, Later, Path, Print, Text};
 
+fn no_migration(name: &str) -> String {
+    format!("--{name} is deprecated and does nothing: there is no migration yet")
+}
+
 /// All options.
 pub(super) fn options() -> impl Iterator<Item = &'static Opt> {
     GROUPS.iter().flat_map(|(_, options)| options.iter())
@@ -183,7 +187,13 @@ const GENERAL: &[Opt] = &[
     ),
     Opt::new(ANY, None, "stats", Later(Some("DELAY")), "Print counters every DELAY seconds"),
     Opt::new(ANY, Some('c'), "conf-path", Later(Some("PATH")), "Socket for run-time updates"),
-    Opt::new(ANY, None, "chroot-fallback", Later(None), "chroot() where pivot_root() fails"),
+    Opt::new(
+        ANY,
+        None,
+        "chroot-fallback",
+        Flag(|t| t.chroot_fallback = true),
+        "Isolate with chroot(2) where pivot_root(2) fails, as on an initramfs",
+    ),
 ];
 
 const MACHINE: &[Opt] = &[
@@ -230,8 +240,20 @@ const MACHINE: &[Opt] = &[
         Path("PATH|none", values::repair_path),
         "Socket of the helper for migration; only 'none' so far",
     ),
-    Opt::new(VU, None, "migrate-exit", Later(None), "Exit after migration"),
-    Opt::new(VU, None, "migrate-no-linger", Later(None), "Don't linger after migration"),
+    Opt::new(
+        VU,
+        None,
+        "migrate-exit",
+        Flag(|t| t.warnings.push(no_migration("migrate-exit"))),
+        "Deprecated, does nothing as long as there is no migration",
+    ),
+    Opt::new(
+        VU,
+        None,
+        "migrate-no-linger",
+        Flag(|t| t.warnings.push(no_migration("migrate-no-linger"))),
+        "Deprecated, does nothing as long as there is no migration",
+    ),
 ];
 
 const ADDRESSES: &[Opt] = &[
@@ -274,7 +296,7 @@ const ADDRESSES: &[Opt] = &[
         ANY,
         Some('i'),
         "interface",
-        Text("NAME", values::interface),
+        Text("NAME", |t, v| values::interface(&mut t.interface, v)),
         "Interface to take addresses and routes from",
     ),
     Opt::new(
@@ -284,8 +306,20 @@ const ADDRESSES: &[Opt] = &[
         Text("ADDR", values::outbound),
         "Source address towards the outside, once per IP version",
     ),
-    Opt::new(ANY, None, "outbound-if4", Later(Some("NAME")), "IPv4 interface to the outside"),
-    Opt::new(ANY, None, "outbound-if6", Later(Some("NAME")), "IPv6 interface to the outside"),
+    Opt::new(
+        ANY,
+        None,
+        "outbound-if4",
+        Text("NAME", |t, v| values::interface(&mut t.outbound_if4, v)),
+        "Interface that IPv4 leaves by; its addresses are used unless --interface is given",
+    ),
+    Opt::new(
+        ANY,
+        None,
+        "outbound-if6",
+        Text("NAME", |t, v| values::interface(&mut t.outbound_if6, v)),
+        "Interface that IPv6 leaves by; its addresses are used unless --interface is given",
+    ),
     Opt::new(
         ANY,
         None,
@@ -374,7 +408,13 @@ const SERVICES: &[Opt] = &[
         "Disable answers to neighbour and router solicitations",
     ),
     Opt::new(ANY, None, "no-ra", Flag(|t| t.no_ra = true), "Disable router advertisements"),
-    Opt::new(ANY, None, "freebind", Later(None), "Listen on addresses that nobody has yet"),
+    Opt::new(
+        ANY,
+        None,
+        "freebind",
+        Flag(|t| t.freebind = true),
+        "Allow to forward ports of addresses that the host doesn't have (yet)",
+    ),
 ];
 
 const PORTS: &[Opt] = &[

@@ -175,11 +175,11 @@ pub(super) fn outbound(typed: &mut Typed, text: &str) -> Outcome {
     per_family(typed, what, text, bad, |f| &mut f.outbound, |f| &mut f.outbound)
 }
 
-pub(super) fn interface(typed: &mut Typed, text: &str) -> Outcome {
+pub(super) fn interface(into: &mut Option<String>, text: &str) -> Outcome {
     if !crate::config::ports::is_interface_name(text) {
         return Err(format!("Invalid interface name: {text}"));
     }
-    typed.interface = Some(text.to_owned());
+    *into = Some(text.to_owned());
     Ok(())
 }
 
