@@ -7,7 +7,9 @@ use super::{Ctx, Flows, Owner, Shared};
 use crate::flow::deadline::Booking;
 use crate::flow::table::FlowHasher;
 use crate::host::Host;
-use crate::link::{ETHERNET_HEADER, Frame, MAX_FRAME, Offload, Refused, Sink, Source};
+use crate::link::{
+    ETHERNET_HEADER, Frame, MAX_FRAME, Offload, Refused, SegmentationKind, Sink, Source,
+};
 use crate::service::{self, Request, Seen};
 use crate::span::{Span, gather};
 use crate::time::Instant;
@@ -45,12 +47,16 @@ fn dispatch<H: Host, K: Sink, S: Source>(
     let (mac, packet) = packet::parse(copy.bytes(), frame.len)?;
     learn_mac(ctx.shared, mac, ctx.now);
     let ip = match packet {
-        Packet::Arp => return serve(ctx, &frame).ok_or(DropReason::ServiceIgnored),
+        Packet::Arp => {
+            check_offload(&frame, None)?;
+            return serve(ctx, &frame).ok_or(DropReason::ServiceIgnored);
+        }
         Packet::Ip(ip) => ip,
     };
     if !ctx.shared.settings.view.speaks(ip.src) {
         return Err(DropReason::FamilyDisabled);
     }
+    check_offload(&frame, Some(&ip))?;
     if let Some(part) = &ip.fragment {
         return add_fragment(ctx, flows, source, &ip, part, &frame);
     }
@@ -73,6 +79,23 @@ fn dispatch<H: Host, K: Sink, S: Source>(
         }
         _ => Err(DropReason::UnknownProtocol),
     }
+}
+
+/// Whether the offload fields fit the frame (`data-plane` 7.7). `header_len` is a hint only, but one
+/// beyond the frame comes from nobody who means well.
+fn check_offload(frame: &Frame<'_>, ip: Option<&Ip>) -> Result<(), DropReason> {
+    let Offload { checksum, segmentation } = frame.offload;
+    let field = checksum.map_or(0, |c| usize::from(c.start) + usize::from(c.offset) + 2);
+    let cut = segmentation.is_none_or(|cut| {
+        let fits = match (cut.kind, ip) {
+            (_, None | Some(Ip { fragment: Some(_), .. })) => false,
+            (SegmentationKind::Tcp4, Some(ip)) => ip.src.is_ipv4() && ip.protocol == protocol::TCP,
+            (SegmentationKind::Tcp6, Some(ip)) => ip.src.is_ipv6() && ip.protocol == protocol::TCP,
+            (SegmentationKind::Udp, Some(ip)) => ip.protocol == protocol::UDP,
+        };
+        fits && cut.size > 0 && usize::from(cut.header_len) <= frame.len
+    });
+    if cut && field <= frame.len { Ok(()) } else { Err(DropReason::BadOffload) }
 }
 
 /// Whether one of our services may want to answer: NDP, DHCP, DHCPv6.
@@ -161,13 +184,24 @@ impl RaTimer {
 pub(crate) struct Reassembly {
     fragments: Fragments,
     booking: Booking,
+    /// Of [`Fragments::expired`], so many are counted already.
+    counted: u64,
 }
 
 impl Reassembly {
     pub(crate) fn on_deadline<H, K>(&mut self, ctx: &mut Ctx<'_, H, K>) {
         self.booking.clear();
-        let next = self.fragments.expire(ctx.now);
-        ctx.shared.deadlines.book(&mut self.booking, Owner::Fragments, next);
+        self.look_after(ctx.shared, ctx.now);
+    }
+
+    /// Counts datagrams that will never be complete, and books for those that may still be.
+    fn look_after(&mut self, shared: &mut Shared, now: Instant) {
+        let next = self.fragments.expire(now);
+        shared.deadlines.book(&mut self.booking, Owner::Fragments, next);
+        while self.counted < self.fragments.expired() {
+            self.counted += 1;
+            shared.drop(DropReason::Fragment);
+        }
     }
 }
 
@@ -185,8 +219,7 @@ fn add_fragment<H: Host, K: Sink, S: Source>(
     bytes.truncate(n);
     let reassembly = &mut flows.fragments;
     let outcome = reassembly.fragments.add(ip, part, &bytes, ctx.now);
-    let next = reassembly.fragments.expire(ctx.now);
-    ctx.shared.deadlines.book(&mut reassembly.booking, Owner::Fragments, next);
+    reassembly.look_after(ctx.shared, ctx.now);
     let (payload, ttl) = match outcome {
         Outcome::Kept => return Ok(()),
         Outcome::Refused => return Err(DropReason::Fragment),

@@ -1,6 +1,6 @@
 //! The engine between a scripted link and a scripted host: no sockets, no clock, no chance.
 
-use super::script_host::{ScriptHost, Sock};
+use super::script_host::{Datagrams, ScriptHost, Sock};
 use super::script_link::ScriptLink;
 use passt::config::guest::{Dns, GuestV4, GuestV6, GuestView, Nat, Services, Translation};
 use passt::config::ports::Rule;
@@ -109,6 +109,12 @@ impl Rig {
         self.turn()
     }
 
+    /// The guest sends one frame with an offload header.
+    pub fn send_with(&mut self, frame: Vec<u8>, offload: Offload) -> Vec<Vec<u8>> {
+        self.link.source.push(frame, offload);
+        self.turn()
+    }
+
     /// The guest sends one frame.
     pub fn send(&mut self, frame: Vec<u8>) -> Vec<Vec<u8>> {
         self.offer(&[frame])
@@ -166,6 +172,20 @@ impl Rig {
     pub fn sock(&mut self, index: usize) -> RefMut<'_, Sock> {
         let state = self.engine.host_mut().state().borrow_mut();
         RefMut::map(state, |state| &mut state.socks[index])
+    }
+
+    /// UDP or ping socket number `index`, in the order of their making.
+    pub fn datagrams(&mut self, index: usize) -> RefMut<'_, Datagrams> {
+        let state = self.engine.host_mut().state().borrow_mut();
+        RefMut::map(state, |state| &mut state.datagrams[index])
+    }
+
+    /// The remote end of datagram socket `index` sends.
+    pub fn remote_sends(&mut self, index: usize, payloads: &[&[u8]]) -> Vec<Vec<u8>> {
+        let token = Token::Datagram(self.datagrams(index).flow);
+        let messages = payloads.iter().map(|payload| (payload.to_vec(), None));
+        self.datagrams(index).incoming.extend(messages);
+        self.ready(token, READABLE)
     }
 
     /// The flow that socket `index` reports for.

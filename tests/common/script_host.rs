@@ -1,13 +1,14 @@
 //! A host whose sockets do what a test says, and note what was done to them.
 
 use passt::flow::{Endpoint, FlowId, Protocol};
-use passt::host::{Accepted, Connect, Host, StreamInfo};
-use passt::span::{Span, SpanMut, scatter};
+use passt::host::{Accepted, Batch, Connect, Host, Message, Outbound, SocketError, StreamInfo};
+use passt::span::{Span, SpanMut, gather, scatter};
 use passt::time::Duration;
 use passt::token::Interest;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
+use std::net::IpAddr;
 use std::rc::Rc;
 
 /// Everything that a test may set and look at.
@@ -21,6 +22,28 @@ pub struct State {
     pub backlog: VecDeque<io::Result<(Endpoint, Endpoint, usize)>>,
     pub starved: bool,
     pub fed: usize,
+    /// UDP and ping sockets, in the order of their making.
+    pub datagrams: Vec<Datagrams>,
+    /// What the next opens of such sockets fail with.
+    pub open_errors: VecDeque<i32>,
+    /// What waits at the UDP listener: payload, sender, and address of ours.
+    pub listener: VecDeque<(Vec<u8>, Endpoint, Endpoint)>,
+    pub listener_paused: bool,
+}
+
+/// A UDP or ping socket.
+#[derive(Debug)]
+pub struct Datagrams {
+    /// Our end, as it was wished for; `None` for a ping socket.
+    pub local: Option<Endpoint>,
+    pub remote: Endpoint,
+    pub flow: FlowId,
+    /// Datagrams that were sent, and with which TTL.
+    pub sent: Vec<(Vec<u8>, u8)>,
+    pub incoming: VecDeque<(Vec<u8>, Option<u16>)>,
+    pub errors: VecDeque<SocketError>,
+    pub paused: bool,
+    pub closed: bool,
 }
 
 /// A TCP socket.
@@ -130,13 +153,69 @@ impl ScriptHost {
     }
 }
 
+/// A handle: closed when dropped.
+pub struct ScriptDatagram {
+    state: Rc<RefCell<State>>,
+    index: usize,
+}
+
+impl std::fmt::Debug for ScriptDatagram {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ScriptDatagram({})", self.index)
+    }
+}
+
+impl ScriptDatagram {
+    fn with<R>(&self, f: impl FnOnce(&mut Datagrams) -> R) -> R {
+        f(&mut self.state.borrow_mut().datagrams[self.index])
+    }
+}
+
+impl Drop for ScriptDatagram {
+    fn drop(&mut self) {
+        self.with(|socket| socket.closed = true);
+    }
+}
+
+impl ScriptHost {
+    fn open_datagrams(
+        &mut self,
+        local: Option<Endpoint>,
+        remote: Endpoint,
+        flow: FlowId,
+    ) -> io::Result<ScriptDatagram> {
+        let mut state = self.state.borrow_mut();
+        if let Some(number) = state.open_errors.pop_front() {
+            return Err(errno(number));
+        }
+        state.datagrams.push(Datagrams {
+            local,
+            remote,
+            flow,
+            sent: Vec::new(),
+            incoming: VecDeque::new(),
+            errors: VecDeque::new(),
+            paused: false,
+            closed: false,
+        });
+        Ok(ScriptDatagram { state: Rc::clone(&self.state), index: state.datagrams.len() - 1 })
+    }
+}
+
+/// Puts a message into the next place of a batch.
+fn put(batch: &mut Batch, payload: &[u8], message: Message) {
+    let at = batch.messages.len() * Batch::STRIDE;
+    batch.bytes[at..at + payload.len()].copy_from_slice(payload);
+    batch.messages.push(message);
+}
+
 fn errno(number: i32) -> io::Error {
     io::Error::from_raw_os_error(number)
 }
 
 impl Host for ScriptHost {
     type Stream = ScriptStream;
-    type Datagram = ();
+    type Datagram = ScriptDatagram;
 
     fn connect(&mut self, to: Endpoint, flow: FlowId) -> io::Result<(ScriptStream, Connect)> {
         let how = self.state.borrow_mut().connects.pop_front().unwrap_or(Ok(Connect::Done))?;
@@ -256,5 +335,96 @@ impl Host for ScriptHost {
             1 => Some(Protocol::Udp),
             _ => None,
         }
+    }
+
+    fn open_udp(
+        &mut self,
+        local: Endpoint,
+        remote: Endpoint,
+        flow: FlowId,
+    ) -> io::Result<(ScriptDatagram, Endpoint)> {
+        Ok((self.open_datagrams(Some(local), remote, flow)?, local))
+    }
+
+    fn open_echo(
+        &mut self,
+        remote: IpAddr,
+        identifier: u16,
+        flow: FlowId,
+    ) -> io::Result<ScriptDatagram> {
+        self.open_datagrams(None, Endpoint::new(remote, identifier), flow)
+    }
+
+    fn send_messages(
+        &mut self,
+        socket: &mut ScriptDatagram,
+        messages: &[Outbound],
+        spans: &[Span<'_>],
+        ttl: u8,
+    ) -> io::Result<usize> {
+        assert!(!messages.is_empty(), "nothing to send");
+        let mut spans = spans;
+        for message in messages {
+            let (mine, rest) = spans.split_at(message.spans);
+            spans = rest;
+            let mut bytes = vec![0; mine.iter().map(Span::len).sum()];
+            gather(mine, 0, &mut bytes);
+            let size = message.segment.map_or(bytes.len(), usize::from).max(1);
+            assert!(bytes.len().div_ceil(size) <= 128, "more than the kernel takes");
+            socket.with(|socket| match bytes.len() {
+                0 => socket.sent.push((bytes, ttl)),
+                _ => socket.sent.extend(bytes.chunks(size).map(|part| (part.to_vec(), ttl))),
+            });
+        }
+        Ok(messages.len())
+    }
+
+    fn receive_messages(
+        &mut self,
+        socket: &mut ScriptDatagram,
+        batch: &mut Batch,
+        _coalesce: bool,
+    ) -> io::Result<usize> {
+        batch.messages.clear();
+        socket.with(|socket| {
+            while batch.messages.len() < Batch::MESSAGES
+                && let Some((payload, segment)) = socket.incoming.pop_front()
+            {
+                let message = Message { len: payload.len(), segment, from: None, to: None };
+                put(batch, &payload, message);
+            }
+        });
+        match batch.messages.len() {
+            0 => Err(ErrorKind::WouldBlock.into()),
+            n => Ok(n),
+        }
+    }
+
+    fn receive_listener(&mut self, listener: u32, batch: &mut Batch) -> io::Result<(usize, usize)> {
+        assert_eq!(listener, 1);
+        batch.messages.clear();
+        let waiting = &mut self.state.borrow_mut().listener;
+        while batch.messages.len() < Batch::MESSAGES
+            && let Some((payload, from, to)) = waiting.pop_front()
+        {
+            let (len, from, to) = (payload.len(), Some(from), Some(to));
+            put(batch, &payload, Message { len, segment: None, from, to });
+        }
+        match batch.messages.len() {
+            0 => Err(ErrorKind::WouldBlock.into()),
+            n => Ok((1, n)),
+        }
+    }
+
+    fn pause(&mut self, socket: &mut ScriptDatagram, paused: bool) {
+        socket.with(|socket| socket.paused = paused);
+    }
+
+    fn pause_listener(&mut self, _listener: u32, paused: bool) {
+        self.state.borrow_mut().listener_paused = paused;
+    }
+
+    fn next_error(&mut self, socket: &mut ScriptDatagram) -> Option<SocketError> {
+        socket.with(|socket| socket.errors.pop_front())
     }
 }

@@ -3,7 +3,7 @@
 use crate::engine::Ctx;
 use crate::engine::headers::{self, Addresses, MAX_IP_HEADERS, Transport};
 use crate::flow::{FlowKey, Protocol};
-use crate::link::{LinkCaps, Offload, Refused, Segmentation, SegmentationKind, Sink};
+use crate::link::{LinkCaps, Offload, Refused, Segmentation, SegmentationKind, Sink, Slot};
 use crate::wire::checksum::Sum;
 use crate::wire::{ethernet, icmpv4, icmpv6, ipv4, ipv6, protocol, udp};
 use std::net::IpAddr;
@@ -53,15 +53,16 @@ impl Message {
 /// datagrams of that size.
 ///
 /// # Errors
-/// Why the link takes nothing. Of a run that was cut by us, some may have been sent.
+/// Why the link takes no more, and how much of a run it has taken.
 pub(super) fn deliver<H, K: Sink>(
     ctx: &mut Ctx<'_, H, K>,
     key: &FlowKey,
     payload: &[u8],
     segment: Option<u16>,
-) -> Result<(), Refused> {
+) -> Result<(), Undelivered> {
+    let whole = |refused| Undelivered { refused, done: 0 };
     if key.protocol == Protocol::Echo {
-        return deliver_echo(ctx, key, payload);
+        return deliver_echo(ctx, key, payload).map_err(whole);
     }
     let caps = ctx.sink.caps();
     let can_segment =
@@ -73,13 +74,26 @@ pub(super) fn deliver<H, K: Sink>(
     };
     match segment.filter(|&size| usize::from(size) < payload.len()) {
         Some(size) if !can_segment || !fits(size) => {
+            let mut done = 0;
             for part in payload.chunks(usize::from(size).max(1)) {
-                send(ctx, key, &caps, &Message::new(key, part.len()), part, None)?;
+                send(ctx, key, &caps, &Message::new(key, part.len()), part, None)
+                    .map_err(|refused| Undelivered { refused, done })?;
+                done += part.len();
             }
             Ok(())
         }
-        segment => send(ctx, key, &caps, &Message::new(key, payload.len()), payload, segment),
+        segment => send(ctx, key, &caps, &Message::new(key, payload.len()), payload, segment)
+            .map_err(whole),
     }
+}
+
+/// A datagram, or a run of them, for which there was no room.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Undelivered {
+    /// Why.
+    pub(super) refused: Refused,
+    /// Bytes at the front that the guest has got: whole datagrams.
+    pub(super) done: usize,
 }
 
 /// An echo reply as the ping socket gives it: ICMP header first. Others are none of the guest's.
@@ -175,17 +189,38 @@ fn fragment<H, K: Sink>(
     if size == 0 {
         return Err(Refused::TooLarge);
     }
+    let slots = reserve_all(
+        ctx.sink,
+        whole.chunks(size).map(|part| addresses.header_len() + extra + part.len()),
+    )?;
     let id = ctx.shared.next_fragment_id();
-    for (index, part) in whole.chunks(size).enumerate() {
+    for (index, (part, slot)) in whole.chunks(size).zip(slots).enumerate() {
         let offset = index * size;
         let more = offset + part.len() < whole.len();
         let (headers, len) = fragment_headers(addresses, message.protocol, id, offset, more, part);
-        let slot = ctx.sink.reserve(len + part.len())?;
         ctx.sink.write(&slot, 0, headers.get(..len).unwrap_or_default());
         ctx.sink.write(&slot, len, part);
         ctx.sink.commit(slot, len + part.len(), Offload::default());
     }
     Ok(())
+}
+
+/// Slots for frames of these lengths, or none: a datagram without one of its fragments is nothing.
+fn reserve_all<K: Sink>(
+    sink: &mut K,
+    lens: impl Iterator<Item = usize>,
+) -> Result<Vec<Slot>, Refused> {
+    let mut slots = Vec::new();
+    for len in lens {
+        match sink.reserve(len) {
+            Ok(slot) => slots.push(slot),
+            Err(refused) => {
+                slots.into_iter().for_each(|slot| sink.cancel(slot));
+                return Err(refused);
+            }
+        }
+    }
+    Ok(slots)
 }
 
 /// All headers of one fragment, and how long they are.

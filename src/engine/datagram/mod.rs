@@ -21,9 +21,12 @@ use crate::host::{Batch, Host, Outbound};
 use crate::link::{Offload, SegmentationKind, Sink, Source};
 use crate::span::Span;
 use crate::translate::datagram::Lifetime;
-use crate::wire::{icmpv4, icmpv6, udp};
+use crate::wire::{icmpv4, icmpv6, protocol, udp};
 use receive::Late;
 use std::net::IpAddr;
+
+/// Datagrams that one segmented frame stands for at most (`UDP_MAX_SEGMENTS` of Linux).
+const MAX_SEGMENTS: usize = 128;
 
 /// All flows of datagrams, and memory that their handling reuses.
 #[derive(Debug)]
@@ -64,6 +67,8 @@ struct Flow<D> {
     no_segmentation: bool,
     touched: bool,
     queued: bool,
+    /// Errors in a row that were told of and not to be found.
+    fruitless: u8,
 }
 
 /// A datagram, or a run of them, in a frame of the batch.
@@ -112,6 +117,9 @@ impl<D: std::fmt::Debug> Datagrams<D> {
             Some(cut) => Some(cut.size).filter(|&size| usize::from(size) < header.payload_len()),
             None => None,
         };
+        if segment.is_some_and(|size| header.payload_len() > MAX_SEGMENTS * usize::from(size)) {
+            return Err(DropReason::BadOffload);
+        }
         let key = FlowKey {
             protocol: Protocol::Udp,
             guest: Endpoint::new(ip.src, header.src_port),
@@ -217,6 +225,7 @@ impl<D: std::fmt::Debug> Datagrams<D> {
             no_segmentation: false,
             touched: false,
             queued: false,
+            fruitless: 0,
         };
         let id = self.table.insert(key, flow).ok_or(DropReason::TableFull)?;
         self.book(ctx, id);
@@ -265,11 +274,18 @@ impl<D: std::fmt::Debug> Datagrams<D> {
         let Some((_, flow)) = self.table.get_mut(id) else { return };
         flow.booking.clear();
         if flow.life.is_over(ctx.now) {
-            self.late_bytes = self.late_bytes.saturating_sub(flow.late.bytes());
-            self.table.remove(id);
+            self.close(ctx, id);
         } else {
             self.book(ctx, id);
         }
+    }
+
+    /// Forgets flow `id`, and closes its socket.
+    fn close<H, K>(&mut self, ctx: &mut Ctx<'_, H, K>, id: FlowId) {
+        let Some((_, mut flow)) = self.table.remove(id) else { return };
+        self.late_bytes = self.late_bytes.saturating_sub(flow.late.bytes());
+        ctx.shared.deadlines.cancel(&mut flow.booking, Owner::Datagram(id));
+        ctx.shared.forget(Owner::Datagram(id));
     }
 }
 
@@ -278,9 +294,14 @@ fn echo_request(ip: &Ip, transport: &[u8]) -> Option<u16> {
     if ip.transport_len < icmpv4::LEN {
         return None;
     }
-    let (kind, id) = match ip.src {
-        IpAddr::V4(_) => icmpv4::Echo::parse(transport).map(|echo| (echo.kind, echo.id)).ok()?,
-        IpAddr::V6(_) => icmpv6::Echo::parse(transport).map(|echo| (echo.kind, echo.id)).ok()?,
+    let (kind, id) = match (ip.src, ip.protocol) {
+        (IpAddr::V4(_), protocol::ICMPV4) => {
+            icmpv4::Echo::parse(transport).map(|echo| (echo.kind, echo.id)).ok()?
+        }
+        (IpAddr::V6(_), protocol::ICMPV6) => {
+            icmpv6::Echo::parse(transport).map(|echo| (echo.kind, echo.id)).ok()?
+        }
+        _ => return None,
     };
     (kind == icmpv4::EchoKind::Request).then_some(id)
 }

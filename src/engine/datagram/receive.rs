@@ -3,7 +3,7 @@
 //! They wait in the socket while the guest gives no room. Those of a batch that had been received
 //! when the room ended wait with the flow, within bounds, and are delivered first.
 
-use super::frame::deliver;
+use super::frame::{Undelivered, deliver};
 use super::{Datagrams, Flow, check_ends};
 use crate::engine::counters::DropReason;
 use crate::engine::{Ctx, Owner};
@@ -23,15 +23,34 @@ const MAX_LATE: usize = 8 << 20;
 /// A frame of the least length: if there is no room for this, there is none.
 const LEAST_FRAME: usize = ETHERNET_HEADER + 46;
 
+/// What keeping a datagram costs besides its bytes, so that empty ones are bounded as well.
+const OVERHEAD: usize = 64;
+
+/// How often in a row a socket may say that there is an error where none is to be found, before it
+/// is closed: it would say so for ever.
+const MAX_FRUITLESS: u8 = 16;
+
+/// How often there may be room, but not enough for a datagram, before it is dropped: the guest's
+/// ring may never hold it.
+const TRIES: u8 = 64;
+
 /// Datagrams that found no room in the guest, in order.
 #[derive(Debug, Default)]
 pub(super) struct Late {
-    waiting: VecDeque<(Vec<u8>, Option<u16>)>,
+    waiting: VecDeque<Waiting>,
     bytes: usize,
 }
 
+/// A datagram, or a run of them.
+#[derive(Debug)]
+struct Waiting {
+    payload: Vec<u8>,
+    segment: Option<u16>,
+    tries: u8,
+}
+
 impl Late {
-    /// Bytes that wait.
+    /// Bytes that wait, their keeping included.
     pub(super) const fn bytes(&self) -> usize {
         self.bytes
     }
@@ -59,7 +78,11 @@ impl<D: std::fmt::Debug> Datagrams<D> {
         let Some((key, flow)) = self.table.get_mut(id) else { return };
         let key = *key;
         if ready.error {
-            flow.report_errors(ctx, &key);
+            let found = flow.report_errors(ctx, &key);
+            flow.fruitless = if found == 0 { flow.fruitless.saturating_add(1) } else { 0 };
+            if flow.fruitless > MAX_FRUITLESS {
+                return self.close(ctx, id);
+            }
         }
         if !flow.queued {
             self.resume(ctx, id);
@@ -172,11 +195,13 @@ impl<D: std::fmt::Debug> Datagrams<D> {
         } else {
             flow.life.on_sent(ctx.now)
         }
-        match deliver(ctx, &key, payload, message.segment) {
-            Ok(()) => Ok(()),
-            Err(Refused::TooLarge) => Err(DropReason::TooLarge),
-            Err(_) => Err(DropReason::NoRoom),
+        let late = &mut self.late_bytes;
+        if flow.take(ctx, &key, payload, message.segment, late) == Next::Wait && !flow.queued {
+            flow.queued = true;
+            ctx.host.pause(&mut flow.socket, true);
+            ctx.shared.wait_for_room(Owner::Datagram(id));
         }
+        Ok(())
     }
 }
 
@@ -263,26 +288,41 @@ impl<D: std::fmt::Debug> Flow<D> {
             } else {
                 self.life.on_sent(ctx.now)
             }
-            let result = match next {
-                Next::Wait => Err(Refused::Full),
-                _ => deliver(ctx, key, payload, message.segment),
-            };
-            match result {
-                Ok(()) => {}
-                Err(Refused::TooLarge) => ctx.shared.drop(DropReason::TooLarge),
-                Err(_) if late_bytes.saturating_add(payload.len()) > MAX_LATE => {
-                    ctx.shared.drop(DropReason::NoRoom);
-                    next = Next::Wait;
-                }
-                Err(_) => {
-                    *late_bytes += payload.len();
-                    self.late.bytes += payload.len();
-                    self.late.waiting.push_back((payload.to_vec(), message.segment));
-                    next = Next::Wait;
-                }
-            }
+            next = self.take(ctx, key, payload, message.segment, late_bytes);
         }
         next
+    }
+
+    /// Delivers a datagram, or keeps it behind those that wait already.
+    fn take<H, K: Sink>(
+        &mut self,
+        ctx: &mut Ctx<'_, H, K>,
+        key: &FlowKey,
+        payload: &[u8],
+        segment: Option<u16>,
+        late_bytes: &mut usize,
+    ) -> Next {
+        let mut done = 0;
+        if self.late.waiting.is_empty() {
+            match deliver(ctx, key, payload, segment) {
+                Ok(()) => return Next::Idle,
+                Err(Undelivered { refused: Refused::TooLarge, .. }) => {
+                    ctx.shared.drop(DropReason::TooLarge);
+                    return Next::Idle;
+                }
+                Err(undelivered) => done = undelivered.done,
+            }
+        }
+        let payload = payload.get(done..).unwrap_or_default().to_vec();
+        let cost = payload.len().saturating_add(OVERHEAD);
+        if late_bytes.saturating_add(cost) > MAX_LATE {
+            ctx.shared.drop(DropReason::NoRoom);
+        } else {
+            *late_bytes += cost;
+            self.late.bytes += cost;
+            self.late.waiting.push_back(Waiting { payload, segment, tries: 0 });
+        }
+        Next::Wait
     }
 
     /// Whether a message from `from` is one of this flow's.
@@ -297,14 +337,29 @@ impl<D: std::fmt::Debug> Flow<D> {
         key: &FlowKey,
         late_bytes: &mut usize,
     ) -> Next {
-        while let Some((payload, segment)) = self.late.waiting.front() {
-            match deliver(ctx, key, payload, *segment) {
+        while let Some(first) = self.late.waiting.front_mut() {
+            let cost = first.payload.len().saturating_add(OVERHEAD);
+            let mut left = 0;
+            match deliver(ctx, key, &first.payload, first.segment) {
                 Ok(()) => {}
-                Err(Refused::TooLarge) => ctx.shared.drop(DropReason::TooLarge),
-                Err(_) => return Next::Wait,
+                Err(Undelivered { refused: Refused::TooLarge, .. }) => {
+                    ctx.shared.drop(DropReason::TooLarge);
+                }
+                Err(Undelivered { done: 0, .. }) if first.tries >= TRIES => {
+                    ctx.shared.drop(DropReason::NoRoom);
+                }
+                Err(Undelivered { done, .. }) => {
+                    first.tries = if done == 0 { first.tries + 1 } else { 0 };
+                    first.payload.drain(..done.min(first.payload.len()));
+                    left = first.payload.len().saturating_add(OVERHEAD);
+                }
             }
-            *late_bytes = late_bytes.saturating_sub(payload.len());
-            self.late.bytes = self.late.bytes.saturating_sub(payload.len());
+            let freed = cost.saturating_sub(left);
+            *late_bytes = late_bytes.saturating_sub(freed);
+            self.late.bytes = self.late.bytes.saturating_sub(freed);
+            if left > 0 {
+                return Next::Wait;
+            }
             self.late.waiting.pop_front();
         }
         Next::Idle

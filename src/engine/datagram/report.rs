@@ -14,19 +14,20 @@ use std::net::IpAddr;
 const MAX_ERRORS: usize = 16;
 
 impl<D: std::fmt::Debug> Flow<D> {
-    /// Takes the errors that wait on the socket and tells the guest.
+    /// Takes the errors that wait on the socket and tells the guest; returns how many there were.
     pub(super) fn report_errors<H: Host<Datagram = D>, K: Sink>(
         &mut self,
         ctx: &mut Ctx<'_, H, K>,
         key: &FlowKey,
-    ) {
-        for _ in 0..MAX_ERRORS {
-            let Some(error) = ctx.host.next_error(&mut self.socket) else { break };
+    ) -> usize {
+        for n in 0..MAX_ERRORS {
+            let Some(error) = ctx.host.next_error(&mut self.socket) else { return n };
             let cause = error.icmp.or_else(|| local_cause(key, error.errno));
             if let Some(cause) = cause {
                 report(ctx, key, self.target.addr, &cause, &error.quoted);
             }
         }
+        MAX_ERRORS
     }
 }
 

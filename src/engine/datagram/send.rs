@@ -15,6 +15,10 @@ const MAX_RUN: usize = 64;
 /// Bytes of one UDP_SEGMENT send at most: what an IP packet holds.
 const MAX_RUN_BYTES: usize = 65_000;
 
+/// Datagrams that are handed to the socket at once: where each is refused for itself, they are
+/// handed over again and again.
+const MAX_ROUND: usize = 256;
+
 /// Bytes of a refused datagram that the guest is told: what an ICMP error may quote (RFC 1812
 /// 4.3.2.3).
 const QUOTE: usize = 520;
@@ -38,22 +42,23 @@ impl<D: std::fmt::Debug> Flow<D> {
         source: &S,
         scratch: &mut Scratch,
     ) {
-        let mut rest: Vec<Cut> = pieces.iter().flat_map(cuts).collect();
+        let all: Vec<Cut> = pieces.iter().flat_map(cuts).collect();
         if self.from_guest {
-            rest.iter().for_each(|_| self.life.on_sent(ctx.now));
+            all.iter().for_each(|_| self.life.on_sent(ctx.now));
         } else {
-            rest.iter().for_each(|_| self.life.on_answered(ctx.now));
+            all.iter().for_each(|_| self.life.on_answered(ctx.now));
         }
+        let mut rest = &all[..];
         // Each round sends, or gives up, at least one datagram, or rules segmentation out.
         while let Some(ttl) = rest.first().map(|cut| cut.ttl) {
-            let same = rest.iter().take_while(|cut| cut.ttl == ttl).count();
+            let same = rest.iter().take(MAX_ROUND).take_while(|cut| cut.ttl == ttl).count();
             let now = rest.get(..same).unwrap_or_default();
             match self.send_some(ctx, key, now, source, scratch, ttl) {
-                Sent::Taken(n) => drop(rest.drain(..n.min(same))),
+                Sent::Taken(n) => rest = rest.get(n.clamp(1, same)..).unwrap_or_default(),
                 Sent::Refused(n) => {
-                    for _ in rest.drain(..n.clamp(1, same)) {
-                        ctx.shared.drop(DropReason::NotSent);
-                    }
+                    let n = n.clamp(1, same);
+                    (0..n).for_each(|_| ctx.shared.drop(DropReason::NotSent));
+                    rest = rest.get(n..).unwrap_or_default();
                 }
                 Sent::WithoutSegmentation => self.no_segmentation = true,
             }

@@ -10,7 +10,7 @@ use crate::span::{Span, SpanMut, gather, total};
 use crate::time::Instant;
 use crate::token::{Interest, Readiness, Token};
 use crate::wire::{MacAddr, checksum, ethernet, ipv4, ipv6, udp};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::IpAddr;
 
@@ -53,7 +53,9 @@ pub(super) struct Guest {
     pub(super) room: usize,
     pub(super) caps: LinkCaps,
     pub(super) frames: VecDeque<(Vec<u8>, Offload)>,
-    open: Vec<Vec<u8>>,
+    /// Slots by their index, which is never used again.
+    open: BTreeMap<u32, Vec<u8>>,
+    next: u32,
 }
 
 impl Sink for Guest {
@@ -69,31 +71,35 @@ impl Sink for Guest {
             return Err(Refused::Full);
         }
         self.room -= 1;
-        self.open.push(vec![0; len]);
-        Ok(Slot { index: u32::try_from(self.open.len() - 1).unwrap() })
+        let index = self.next;
+        self.next += 1;
+        self.open.insert(index, vec![0; len]);
+        Ok(Slot { index })
     }
 
     fn room<'a>(&'a self, _: &Slot, _: usize, _: &mut Vec<SpanMut<'a>>) {}
 
     fn write(&mut self, slot: &Slot, offset: usize, bytes: &[u8]) {
-        self.open[slot.index as usize][offset..offset + bytes.len()].copy_from_slice(bytes);
+        let frame = self.open.get_mut(&slot.index).unwrap();
+        frame[offset..offset + bytes.len()].copy_from_slice(bytes);
     }
 
     fn read(&self, slot: &Slot, offset: usize, into: &mut [u8]) -> usize {
-        let frame = &self.open[slot.index as usize][offset..];
+        let frame = &self.open[&slot.index][offset..];
         let n = frame.len().min(into.len());
         into[..n].copy_from_slice(&frame[..n]);
         n
     }
 
     fn commit(&mut self, slot: Slot, len: usize, offload: Offload) {
-        let mut frame = self.open.remove(slot.index as usize);
+        let (first, mut frame) = self.open.pop_first().unwrap();
+        assert_eq!(first, slot.index, "committed out of order");
         frame.truncate(len);
         self.frames.push_back((frame, offload));
     }
 
     fn cancel(&mut self, slot: Slot) {
-        self.open.truncate(slot.index as usize);
+        self.open.remove(&slot.index).unwrap();
         self.room += 1;
     }
 
@@ -374,7 +380,13 @@ impl Net {
         let caps = LinkCaps { max_frame: 14 + 65_535, ..LinkCaps::default() };
         Self {
             engine: Engine::new(Native::default(), settings, Instant::ZERO),
-            guest: Guest { room: 100, caps, frames: VecDeque::new(), open: Vec::new() },
+            guest: Guest {
+                room: 100,
+                caps,
+                frames: VecDeque::new(),
+                open: BTreeMap::new(),
+                next: 0,
+            },
             now: Instant::ZERO,
         }
     }
