@@ -11,6 +11,7 @@ use crate::link::{Sink, Source};
 use crate::span::{self, Span, recycle};
 use crate::token::Readiness;
 use crate::translate::tcp::{Conn, Room};
+use crate::wire::seq::SeqNum;
 use std::io::ErrorKind;
 
 /// Spans that one send may name (IOV_MAX).
@@ -44,6 +45,9 @@ pub(super) struct TcpFlow<S> {
     pub(super) to_discard: usize,
     /// How much room the next peek gets at least: twice what the last one brought.
     pub(super) appetite: usize,
+    /// The sequence number at which the socket had nothing more, and has not been ready since: to
+    /// peek there again would be a system call for nothing.
+    pub(super) empty_at: Option<SeqNum>,
     /// The socket's connect has not ended.
     connecting: bool,
     /// The peer has sent its FIN: peek until it is seen.
@@ -65,6 +69,7 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
             pieces: None,
             to_discard: 0,
             appetite: 0,
+            empty_at: None,
             connecting: connect == Connect::InProgress,
             peer_closed: false,
             failed: false,
@@ -132,6 +137,9 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
         share: Share<'_>,
     ) {
         self.peer_closed |= ready.read_closed || ready.hung_up;
+        if ready.readable || ready.read_closed || ready.hung_up || ready.error {
+            self.empty_at = None;
+        }
         if self.connecting {
             if !(ready.writable || ready.error || ready.hung_up) {
                 return;
@@ -157,6 +165,7 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
         }
         self.failed = true;
         self.peer_closed = true;
+        self.empty_at = None;
     }
 
     /// Steps 2 to 5 of [`crate::translate::tcp`]; returns whether the flow is to be forgotten.

@@ -12,8 +12,8 @@ use crate::link::{
     ETHERNET_HEADER, LinkCaps, MAX_FRAME, Refused, Segmentation, SegmentationKind, Sink, Slot,
 };
 use crate::span::{recycle_mut, total_mut};
-use crate::translate::tcp::{Outgoing, PeekPlan};
-use crate::wire::seq::Mss;
+use crate::translate::tcp::{Outgoing, PeekPlan, Sending};
+use crate::wire::seq::{Mss, SeqNum};
 use crate::wire::tcp::{CHECKSUM_OFFSET, Flags, Header, LEN, Options};
 use crate::wire::{ipv4, ipv6, protocol};
 use std::io::ErrorKind;
@@ -98,6 +98,9 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
     ) {
         let mut share = SHARE;
         while let Some(plan) = self.conn.peek_plan() {
+            if plan.sending == Sending::Next && self.empty_at == Some(plan.seq) {
+                return;
+            }
             if share == 0 {
                 return ctx.shared.make_ready(Owner::Tcp(id));
             }
@@ -138,7 +141,7 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
                 match other {
                     _ if self.failed => self.conn.on_socket_error(),
                     Ok(_) => self.conn.on_end_of_stream(),
-                    Err(e) if e.kind() == ErrorKind::WouldBlock => self.conn.on_drained(),
+                    Err(e) if e.kind() == ErrorKind::WouldBlock => self.drained(plan.seq),
                     Err(_) => self.conn.on_socket_error(),
                 }
                 return Outcome::Pause;
@@ -148,10 +151,16 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
         self.conn.on_peeked(plan, n, ctx.now);
         self.appetite = n.saturating_mul(2).min(SHARE);
         if n < asked && !self.peer_closed {
-            self.conn.on_drained();
+            self.drained(plan.seq + u32::try_from(n).unwrap_or(0));
             return Outcome::Pause;
         }
         Outcome::More(n)
+    }
+
+    /// The socket has nothing from `seq` on: an event will tell of more.
+    fn drained(&mut self, seq: SeqNum) {
+        self.empty_at = Some(seq);
+        self.conn.on_drained();
     }
 
     /// Writes the headers of `n` peeked bytes and gives back the slots that they did not reach.
