@@ -707,8 +707,7 @@ fn flows_that_wait_for_room_go_on_in_order_and_none_starves() {
         let segment = read_tcp(&frame);
         flows[usize::from(segment.dst.1) - 1].take(&segment);
     }
-    for index in 0..5 {
-        let end = &mut flows[index];
+    for (index, end) in flows.iter_mut().enumerate() {
         let ack = end.ack();
         rig.send(ack);
         assert!(rig.sock(index).incoming.is_empty());

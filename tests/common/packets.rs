@@ -101,7 +101,7 @@ impl Tcp {
         let mut message = [self.src.1.to_be_bytes(), self.dst.1.to_be_bytes()].concat();
         message.extend(self.seq.to_be_bytes());
         message.extend(self.ack.to_be_bytes());
-        message.extend([((20 + self.options.len()) / 4 << 4) as u8, self.flags]);
+        message.extend([(((20 + self.options.len()) / 4) << 4) as u8, self.flags]);
         message.extend(self.window.to_be_bytes());
         message.extend([0; 4]);
         message.extend(&self.options);
