@@ -38,12 +38,21 @@ impl Bench {
     /// Everything up, servers listening at the far end and on the host; the guest has booted, its
     /// interface is down.
     pub fn new(options: &[&str], boot: Boot) -> Self {
+        Self::on(Passt::start, options, boot)
+    }
+
+    /// As [`Bench::new`], but the socket is a stream of frames.
+    pub fn stream(options: &[&str], boot: Boot) -> Self {
+        Self::on(Passt::start_stream, options, boot)
+    }
+
+    fn on(start: fn(&Lab, &[&str]) -> Passt, options: &[&str], boot: Boot) -> Self {
         let lab = Lab::new();
         for namespace in [&lab.far, &lab.host] {
             namespace.within(|| Server::start(FAR_PORT)).expect("cannot serve");
         }
         let forwards = ["-t", "6000", "-u", "6000"];
-        let passt = Passt::start(&lab, &[&forwards, options].concat());
+        let passt = start(&lab, &[&forwards, options].concat());
         let guest = boot(&lab, passt.socket());
         Self { guest, passt, lab, boot, seed: 1000 }
     }

@@ -65,6 +65,23 @@ impl Guest {
     /// QEMU with the instruction translator. `device` is appended to the properties of the
     /// virtio-net device (", mq=on").
     pub fn qemu(lab: &Lab, socket: Option<&Path>, device: &str) -> Self {
+        let Some(socket) = socket else { return Self::qemu_with(lab, &[]) };
+        let chardev = format!("socket,id=passt,path={}", socket.display());
+        // QEMU 7.2 crashes at the start of vhost-user with interrupt vectors and no KVM.
+        let device = format!("virtio-net-pci,netdev=net,vectors=0,romfile={device}");
+        let netdev = "vhost-user,id=net,chardev=passt";
+        Self::qemu_with(lab, &["-chardev", &chardev, "-netdev", netdev, "-device", &device])
+    }
+
+    /// As [`Guest::qemu`], on a stream socket; `device` is any network device of QEMU's.
+    pub fn qemu_stream(lab: &Lab, socket: &Path, device: &str) -> Self {
+        let path = socket.display();
+        let netdev = format!("stream,id=net,server=off,addr.type=unix,addr.path={path}");
+        let device = format!("{device},netdev=net,romfile=");
+        Self::qemu_with(lab, &["-netdev", &netdev, "-device", &device])
+    }
+
+    fn qemu_with(lab: &Lab, network: &[&str]) -> Self {
         let program = need("qemu-system-x86_64", "qemu-system-x86");
         let kernel = cloud_kernel();
         let console = lab.dir.join("qemu-console");
@@ -80,13 +97,7 @@ impl Guest {
         ]);
         command.arg("-serial").arg(format!("file:{}", console.display()));
         command.args(["-serial", "chardev:control"]);
-        if let Some(socket) = socket {
-            command.arg("-chardev").arg(format!("socket,id=passt,path={}", socket.display()));
-            command.args(["-netdev", "vhost-user,id=net,chardev=passt"]);
-            // QEMU 7.2 crashes at the start of vhost-user with interrupt vectors and no KVM.
-            command.arg("-device");
-            command.arg(format!("virtio-net-pci,netdev=net,vectors=0,romfile={device}"));
-        }
+        command.args(network);
         command.arg("-kernel").arg(&kernel).arg("-initrd").arg(initramfs(lab, &kernel));
         command.args(["-append", "console=ttyS0 quiet panic=-1 obey=ttyS1"]);
         command.stderr(append(&lab.dir.join("qemu-errors")));

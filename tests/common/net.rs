@@ -12,7 +12,7 @@
 //! Needs root: namespaces are made with `ip`. Everything is removed on drop, and what a killed
 //! test left behind is removed by the next one.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -259,13 +259,20 @@ impl Passt {
     /// Starts the program under test with `--vhost-user`, a socket and `options`, and waits until
     /// it listens. `PASST_UNDER_TEST` names another binary, `PASST_OPTIONS` more options.
     pub fn start(lab: &Lab, options: &[&str]) -> Self {
-        let ours = OsStr::new(env!("CARGO_BIN_EXE_passt"));
-        let program = std::env::var_os("PASST_UNDER_TEST").unwrap_or_else(|| ours.into());
-        Self::start_program(lab, &program, options)
+        Self::start_program(lab, &program_under_test(), options)
     }
 
     /// As [`Passt::start`], with a program of the caller's choice.
     pub fn start_program(lab: &Lab, program: &OsStr, options: &[&str]) -> Self {
+        Self::start_with(lab, program, &["--vhost-user"], options)
+    }
+
+    /// As [`Passt::start`], but its socket is a stream of frames.
+    pub fn start_stream(lab: &Lab, options: &[&str]) -> Self {
+        Self::start_with(lab, &program_under_test(), &[], options)
+    }
+
+    fn start_with(lab: &Lab, program: &OsStr, link: &[&str], options: &[&str]) -> Self {
         let socket = lab.dir.join(&format!("{}.socket", fresh_name("passt")));
         // A resolv.conf of its own needs a mount namespace; `exec` keeps the process id.
         let mut child = lab
@@ -275,7 +282,8 @@ impl Passt {
             .arg(r#"mount --bind "$0" /etc/resolv.conf && exec "$@""#)
             .arg(lab.resolv_conf())
             .arg(program)
-            .args(["--vhost-user", "-f", "-s"])
+            .args(link)
+            .args(["-f", "-s"])
             .arg(&socket)
             .args(options)
             .args(std::env::var("PASST_OPTIONS").iter().flat_map(|o| o.split(' ')))
@@ -338,6 +346,11 @@ impl Drop for Passt {
             eprintln!("passt said:\n{}", self.log());
         }
     }
+}
+
+fn program_under_test() -> OsString {
+    let ours = OsString::from(env!("CARGO_BIN_EXE_passt"));
+    std::env::var_os("PASST_UNDER_TEST").unwrap_or(ours)
 }
 
 /// The lines of a pipe, collected by a thread.
