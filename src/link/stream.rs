@@ -2,7 +2,7 @@
 //! endian (qemu's `-netdev stream`, and others that speak it).
 //!
 //! One client at a time. Its frames are read many at once into one buffer and handled where they
-//! stand; frames to it wait in an [`Arena`] and go out many at once. The socket is never waited
+//! stand; frames to it wait in an `Arena` and go out many at once. The socket is never waited
 //! for: what it does not take stays in the arena, the rest of a half-written frame first, and goes
 //! on when the socket is writable; meanwhile the arena fills and gives no more room.
 //!

@@ -49,7 +49,7 @@ pub(super) fn parse(header: &[u8; LEN], features: u64) -> Option<Offload> {
 }
 
 /// Writes what a driver shall read. What it does not want to see (a bug of the caller's, who was
-/// told by [`caps`]) is left out.
+/// told by [`caps()`]) is left out.
 pub(super) fn emit(offload: &Offload, buffers: u16, features: u64) -> [u8; LEN] {
     let mut header = [0; LEN];
     let has = |bits| features & bits != 0;
