@@ -26,6 +26,7 @@ use crate::sys::epoll::Epoll;
 use crate::sys::error_text;
 use crate::sys::process::{self, Side};
 use crate::sys::socket::{self, Family, Kind};
+use crate::time::Duration;
 use crate::token::{Interest, Token};
 use ::log::{error, info, warn};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -274,7 +275,8 @@ fn machine<L: Parts>(
     let link = open(door, config.one_off, Rc::clone(&epoll))
         .map_err(|e| Error::System("watch the socket", e))?;
     let jailed = started.identify(identity)?.jail(&jail)?;
-    let service = Service { jailed, launch, bound, signals, epoll, role };
+    let stats = own.stats.map(|seconds| Duration::from_secs(seconds.into()));
+    let service = Service { jailed, launch, bound, signals, epoll, role, stats };
     let clock = Clock::start();
     let engine = Engine::new(sockets, engine_settings(network, hash_key), clock.now());
     match capture {
@@ -374,6 +376,7 @@ struct Service {
     signals: Signals,
     epoll: Rc<Epoll>,
     role: Role,
+    stats: Option<Duration>,
 }
 
 impl Service {
@@ -387,6 +390,9 @@ impl Service {
             ready.fail(&Error::System("watch signals", e));
         }
         let mut worker = Worker::new(link, engine, self.epoll, clock);
+        if let Some(every) = self.stats {
+            worker.show_statistics(every);
+        }
         if let Err(e) = self.jailed.lock(self.role) {
             ready.fail(&e);
         }

@@ -156,6 +156,18 @@ pub fn in_background(pid: u32) {
     log::info!("in background as process {pid}");
 }
 
+/// Writes lines to standard error as they are, whatever is logged; none that would have to be waited
+/// for once we serve a guest, and none in the background.
+pub fn to_stderr(lines: &str) {
+    let state = LOGGER.lock();
+    if state.stderr {
+        for line in lines.split_inclusive('\n') {
+            // What is lost is lost: a table with gaps is followed by the next one.
+            write_stderr(line.as_bytes(), state.waits);
+        }
+    }
+}
+
 fn connect_syslog() -> io::Result<UnixDatagram> {
     let socket = UnixDatagram::unbound()?;
     socket.connect("/dev/log")?;

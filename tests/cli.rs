@@ -242,6 +242,7 @@ fn every_option_is_known_in_both_programs() {
         "--outbound-if4 eth0",
         "--outbound-if6=eth0",
         "--freebind",
+        "--stats 1",
         "--chroot-fallback",
         "--mt 1500",
         "-fqm1500",
@@ -337,7 +338,9 @@ fn bad_values_and_combinations_are_one_line_and_leave_nothing_behind() {
         ("-4 -t ::1/22", "IPv6 forward, but IPv6 not enabled"),
         ("--no-udp -u 53", "UDP port forwarding requested, but UDP is disabled"),
         ("--runas bogus-user", "Invalid --runas option: no user bogus-user"),
-        ("--stats 1", "--stats is not supported yet"),
+        ("--stats 1", "Option --stats needs --foreground"),
+        ("-f --stats 0", "Invalid --stats: 0"),
+        ("--conf-path /a", "--conf-path is not supported yet"),
         ("extra", "Extra non-option argument: extra"),
         ("-l /nonexistent/log", "Couldn't open log file /nonexistent/log: No such file"),
         ("-P /nonexistent/pid", "Couldn't open PID file /nonexistent/pid: No such file"),
@@ -548,6 +551,23 @@ fn addresses_that_nobody_has_are_listened_on_with_freebind_only() {
     let passt = Foreground::start(&format!("--freebind {line}"));
     passt.signal(Signal::SIGTERM);
     assert_eq!(passt.end().0.code(), Some(0));
+}
+
+#[test]
+fn counters_are_shown_when_they_change() {
+    let folder = Folder::new();
+    let mut passt = Foreground::start(&format!("-s {} --stats 3600 -D none", folder.path("s")));
+    let client = UnixStream::connect(&passt.path).expect("it listens");
+    let mut said = String::new();
+    while !said.contains("events of the link") {
+        assert_ne!(passt.stderr.read_line(&mut said).expect("is text"), 0, "{said}");
+    }
+    drop(client);
+    assert!(said.contains("      change        value  counter\n"), "{said}");
+    passt.signal(Signal::SIGTERM);
+    let (status, rest) = passt.end();
+    assert_eq!(status.code(), Some(0));
+    assert!(!rest.contains("  counter\n"), "the next table comes in an hour: {rest}");
 }
 
 #[test]

@@ -38,6 +38,8 @@ pub struct Process {
     pub foreground: bool,
     /// How much it logs.
     pub verbosity: Verbosity,
+    /// How often it shows counters at most, in seconds.
+    pub stats: Option<u32>,
     /// Where it logs to, instead of the system's log.
     pub log_file: Option<PathBuf>,
     /// Bytes of the log file at most.
@@ -56,6 +58,7 @@ impl Process {
         Self {
             foreground: typed.foreground,
             verbosity: typed.verbosity,
+            stats: typed.stats,
             log_file: typed.log_file.clone(),
             log_size: typed.log_size.unwrap_or(DEFAULT_LOG_SIZE),
             pid: typed.pid.clone(),
@@ -170,6 +173,8 @@ pub enum Config {
 pub enum Error {
     /// `--fd` and `--socket`.
     FdAndSocket,
+    /// `--stats` without `--foreground`.
+    StatsInBackground,
     /// `--netmask`, and `--address` with a length.
     NetmaskTwice,
     /// `--interface`, or `--outbound-if4` or `-if6`, names none.
@@ -188,6 +193,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::FdAndSocket => f.write_str("Options --fd and --socket exclude each other"),
+            Self::StatsInBackground => f.write_str("Option --stats needs --foreground"),
             Self::NetmaskTwice => {
                 f.write_str("Redundant netmask: given with --netmask and with --address")
             }
@@ -239,6 +245,9 @@ impl Config {
             (None, Some(path)) => Socket::Listen(path.clone()),
             (None, None) => Socket::ListenAnywhere,
         };
+        if typed.stats.is_some() && !typed.foreground {
+            return Err(Error::StatsInBackground);
+        }
         let (network, warnings) = Network::new(mode, typed, facts)?;
         let process = Process::new(typed);
         let one_off = typed.one_off || typed.fd.is_some();

@@ -10,7 +10,7 @@ mod values;
 use crate::flow::Protocol;
 use crate::wire::MacAddr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{ArgAction, ArgMatches, Command, value_parser};
+use clap::{ArgAction, ArgMatches, Command, ValueHint, value_parser};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -120,6 +120,8 @@ pub struct Typed {
     pub log_file: Option<PathBuf>,
     /// `--log-size`, in bytes.
     pub log_size: Option<u64>,
+    /// `--stats`, in seconds.
+    pub stats: Option<u32>,
     /// `--pcap`.
     pub pcap: Option<PathBuf>,
     /// `--pid`.
@@ -256,12 +258,8 @@ fn matches(program: Program, args: &[OsString]) -> Result<ArgMatches, Box<clap::
 /// The options of `program` for clap. Those of the other program are known as well, so that they
 /// can be refused by name, but hidden.
 pub fn command(program: Program) -> Command {
-    let usage = match program {
-        Program::Passt => "passt [OPTION]...",
-        Program::Pasta => "pasta [OPTION]... [COMMAND] [ARGS]...\n       pasta [OPTION]... PID",
-    };
     Command::new(program.name())
-        .override_usage(usage)
+        .override_usage(usage(program))
         .disable_help_flag(true)
         .disable_version_flag(true)
         .infer_long_args(true)
@@ -275,6 +273,36 @@ pub fn command(program: Program) -> Command {
                 .value_parser(value_parser!(OsString))
                 .hide(true),
         )
+}
+
+/// The options that the help text of `program` shows, for manual pages and completions.
+pub fn documented(program: Program) -> Command {
+    let all = command(program);
+    let shown = all.get_arguments().filter(|arg| !arg.is_hide_set()).map(|arg| {
+        match options().find(|option| arg.get_id() == option.long).map(|option| option.action) {
+            Some(Action::Path(..)) => arg.clone().value_hint(ValueHint::FilePath),
+            Some(Action::Text(..)) => arg.clone().value_hint(ValueHint::Other),
+            _ => arg.clone(),
+        }
+    });
+    let about = match program {
+        Program::Passt => "the network of a virtual machine, without privileges",
+        Program::Pasta => "the network of a namespace, without privileges",
+    };
+    Command::new(program.name())
+        .about(about)
+        .version(env!("CARGO_PKG_VERSION"))
+        .override_usage(usage(program))
+        .disable_help_flag(true)
+        .disable_version_flag(true)
+        .args(shown.collect::<Vec<_>>())
+}
+
+const fn usage(program: Program) -> &'static str {
+    match program {
+        Program::Passt => "passt [OPTION]...",
+        Program::Pasta => "pasta [OPTION]... [COMMAND] [ARGS]...\n       pasta [OPTION]... PID",
+    }
 }
 
 fn argument(program: Program, heading: &'static str, option: &Opt) -> clap::Arg {

@@ -89,6 +89,14 @@ fn a_descriptor_implies_one_off_and_excludes_a_path() {
 }
 
 #[test]
+fn counters_are_shown_in_the_foreground_only_whatever_the_order() {
+    for line in ["-f --stats 5", "--stats 5 -f"] {
+        assert_eq!(configured(line, &host()).unwrap().0.process.stats, Some(5));
+    }
+    refused("--stats 5", "Option --stats needs --foreground");
+}
+
+#[test]
 fn a_netmask_beside_an_address_with_a_length_is_redundant() {
     let message = "Redundant netmask: given with --netmask and with --address";
     refused("-a 192.0.2.7/24 -n 24", message);

@@ -52,6 +52,11 @@ pub trait Control<Source, Sink> {
         which: u32,
         ready: Readiness,
     ) -> io::Result<LinkEvents>;
+
+    /// As [`Link::counters`].
+    fn counters(&self, source: &Source, sink: &Sink, tell: &mut dyn FnMut(&'static str, u64)) {
+        let _ = (source, sink, tell);
+    }
 }
 
 /// A link that records its frames.
@@ -90,6 +95,11 @@ impl<L: Parts> Link for Capture<L> {
 
     fn on_event(&mut self, which: u32, ready: Readiness) -> io::Result<LinkEvents> {
         self.control.on_event(&mut self.source.inner, &mut self.sink.inner, which, ready)
+    }
+
+    fn counters(&self, tell: &mut dyn FnMut(&'static str, u64)) {
+        self.control.counters(&self.source.inner, &self.sink.inner, tell);
+        tell("frames not captured", self.lost());
     }
 }
 

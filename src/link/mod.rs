@@ -42,6 +42,11 @@ pub trait Link {
     /// drops clients, answers control messages, notes kicks. Never blocks and never fails for
     /// what a client does; an error is one of ours that ends the program.
     fn on_event(&mut self, which: u32, ready: Readiness) -> io::Result<LinkEvents>;
+
+    /// Tells what the link counts, by name.
+    fn counters(&self, tell: &mut dyn FnMut(&'static str, u64)) {
+        let _ = tell;
+    }
 }
 
 /// What [`Link::on_event`] has found out.

@@ -129,6 +129,10 @@ impl Link for StreamLink {
         let Self { control, source, sink } = self;
         capture::Control::on_event(control, source, sink, which, ready)
     }
+
+    fn counters(&self, tell: &mut dyn FnMut(&'static str, u64)) {
+        capture::Control::counters(&self.control, &self.source, &self.sink, tell);
+    }
 }
 
 impl Parts for StreamLink {
@@ -337,6 +341,17 @@ impl capture::Control<StreamSource, StreamSink> for Control {
             _ => {}
         }
         Ok(LinkEvents::default())
+    }
+
+    fn counters(
+        &self,
+        source: &StreamSource,
+        sink: &StreamSink,
+        tell: &mut dyn FnMut(&'static str, u64),
+    ) {
+        let _ = sink;
+        tell("clients sent away", self.stats.refused_clients);
+        tell("frames of bad length", source.bad_lengths);
     }
 }
 

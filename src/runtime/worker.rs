@@ -4,6 +4,7 @@
 //! it; only [`Worker::run`] loops.
 
 use super::Clock;
+use super::statistics::{Counter, Statistics};
 use crate::engine::Engine;
 use crate::host::Host;
 use crate::link::{Link, Sink};
@@ -37,6 +38,8 @@ pub struct Worker<L: Link, H: Host> {
     clock: Clock,
     /// The link has more frames than the last turn took.
     frames_left: bool,
+    /// `--stats`.
+    statistics: Option<Box<Statistics>>,
 }
 
 /// What the events of a turn have said about the link.
@@ -50,7 +53,12 @@ struct Seen {
 impl<L: Link, H: Host> Worker<L, H> {
     /// A worker whose link and sockets are registered with `epoll`.
     pub const fn new(link: L, engine: Engine<H>, epoll: Rc<Epoll>, clock: Clock) -> Self {
-        Self { link, engine, epoll, clock, frames_left: false }
+        Self { link, engine, epoll, clock, frames_left: false, statistics: None }
+    }
+
+    /// Shows counters on standard error, at most `every` so often.
+    pub fn show_statistics(&mut self, every: Duration) {
+        self.statistics = Some(Box::new(Statistics::new(every)));
     }
 
     /// The engine, for tests and statistics.
@@ -78,7 +86,9 @@ impl<L: Link, H: Host> Worker<L, H> {
         if self.frames_left || self.engine.has_ready() {
             return Some(Duration::ZERO);
         }
-        self.engine.next_deadline().map(|at| at.since(now))
+        let table = self.statistics.as_ref().and_then(|s| s.due());
+        let next = self.engine.next_deadline().into_iter().chain(table).min();
+        next.map(|at| at.since(now))
     }
 
     /// Everything that one wake-up asks for. Returns a reason to end, if there is one.
@@ -92,6 +102,9 @@ impl<L: Link, H: Host> Worker<L, H> {
     ) -> io::Result<Option<Exit>> {
         let mut seen = Seen { frames: self.frames_left, ..Seen::default() };
         for (token, ready) in events {
+            if let Some(statistics) = &mut self.statistics {
+                statistics.event(token);
+            }
             match token {
                 Token::Link(which) => {
                     let news = self.link.on_event(which, ready)?;
@@ -117,6 +130,10 @@ impl<L: Link, H: Host> Worker<L, H> {
             self.engine.run_ready(sink, now);
         }
         sink.flush()?;
+        if let Some(statistics) = &mut self.statistics {
+            let table = statistics.turn(now, |into| gather(&self.link, &self.engine, into));
+            table.iter().for_each(|table| crate::log::to_stderr(table));
+        }
         Ok(None)
     }
 
@@ -133,8 +150,21 @@ impl<L: Link, H: Host> Worker<L, H> {
             if !self.frames_left {
                 break;
             }
-            self.frames_left = self.engine.ingress(source, sink, now)? > 0;
+            let frames = self.engine.ingress(source, sink, now)?;
+            self.frames_left = frames > 0;
+            if let Some(statistics) = &mut self.statistics {
+                statistics.frames(frames);
+            }
         }
         Ok(())
     }
+}
+
+/// The counters of link and engine.
+fn gather<L: Link, H: Host>(link: &L, engine: &Engine<H>, into: &mut Vec<Counter>) {
+    into.push(("TCP flows", engine.tcp_flows() as u64));
+    into.push(("UDP flows and pings", engine.datagram_flows() as u64));
+    into.push(("bytes of TCP payload held", engine.staged() as u64));
+    into.extend(engine.drops().iter().map(|(reason, count)| (reason.text(), count)));
+    link.counters(&mut |name, value| into.push((name, value)));
 }

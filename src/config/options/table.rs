@@ -185,7 +185,13 @@ const GENERAL: &[Opt] = &[
         Path("PATH", |t, v| values::path(&mut t.pid, "PID file", v)),
         "Write the process's number to a file",
     ),
-    Opt::new(ANY, None, "stats", Later(Some("DELAY")), "Print counters every DELAY seconds"),
+    Opt::new(
+        ANY,
+        None,
+        "stats",
+        Text("DELAY", values::stats),
+        "Print counters on standard error, every DELAY seconds at most; with --foreground only",
+    ),
     Opt::new(ANY, Some('c'), "conf-path", Later(Some("PATH")), "Socket for run-time updates"),
     Opt::new(
         ANY,

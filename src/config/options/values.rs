@@ -88,6 +88,12 @@ pub(super) fn fd(typed: &mut Typed, text: &str) -> Outcome {
     Ok(())
 }
 
+pub(super) fn stats(typed: &mut Typed, text: &str) -> Outcome {
+    let delay = number(text).filter(|n| *n > 0).and_then(|n| u32::try_from(n).ok());
+    typed.stats = Some(delay.ok_or_else(|| format!("Invalid --stats: {text}"))?);
+    Ok(())
+}
+
 pub(super) fn log_size(typed: &mut Typed, text: &str) -> Outcome {
     let size = number(text).filter(|n| *n >= MIN_LOG_SIZE && i64::try_from(*n).is_ok());
     typed.log_size = Some(size.ok_or_else(|| format!("Invalid --log-size: {text}"))?);

@@ -149,6 +149,10 @@ impl Link for VhostLink {
             ready,
         )
     }
+
+    fn counters(&self, tell: &mut dyn FnMut(&'static str, u64)) {
+        capture::Control::counters(&self.control, &self.source, &self.sink, tell);
+    }
 }
 
 impl Parts for VhostLink {
@@ -332,6 +336,15 @@ impl capture::Control<VhostSource, VhostSink> for Control {
             n if Token::Link(n) == self.control_token() => self.on_control(source, sink, ready),
             _ => Ok(LinkEvents::default()),
         }
+    }
+
+    fn counters(
+        &self,
+        source: &VhostSource,
+        sink: &VhostSink,
+        tell: &mut dyn FnMut(&'static str, u64),
+    ) {
+        self.stats.plus(&source.stats).plus(&sink.stats).counters(tell);
     }
 }
 

@@ -47,6 +47,19 @@ pub enum Malformed {
     Long,
 }
 
+impl Malformed {
+    /// All reasons, and how they are called.
+    pub(super) const NAMES: [(Self, &'static str); 7] = [
+        (Self::Index, "chains: successor outside of the table"),
+        (Self::Loop, "chains: loop"),
+        (Self::Direction, "chains: wrong direction"),
+        (Self::Empty, "chains: empty buffer"),
+        (Self::Unmapped, "chains: buffer outside of shared memory"),
+        (Self::Indirect, "chains: bad indirect table"),
+        (Self::Long, "chains: too many pieces"),
+    ];
+}
+
 /// Sizes and places of a ring as the VMM gave them: places are addresses of the VMM's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Layout {

@@ -34,6 +34,19 @@ impl Stats {
         }
     }
 
+    /// Tells each count by its name.
+    pub(super) fn counters(&self, tell: &mut dyn FnMut(&'static str, u64)) {
+        for (reason, name) in Malformed::NAMES {
+            tell(name, self.malformed(reason));
+        }
+        tell("frames shorter than a header", self.short_frames);
+        tell("frames longer than a packet", self.long_frames);
+        tell("frames with bad offloads", self.bad_offloads);
+        tell("rings stopped", self.broken_rings);
+        tell("vhost-user messages refused", self.refused_messages);
+        tell("clients sent away", self.dropped_clients);
+    }
+
     /// Sums of two.
     pub(super) fn plus(mut self, other: &Self) -> Self {
         for (a, b) in self.malformed.iter_mut().zip(&other.malformed) {
