@@ -29,6 +29,7 @@ use crate::sys::socket::{self, Family, Kind};
 use crate::time::Duration;
 use crate::token::{Interest, Token};
 use ::log::{error, info, warn};
+use nix::sys::socket::{SockType, getsockopt, sockopt};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::ffi::{CString, OsStr, OsString};
@@ -79,7 +80,9 @@ impl fmt::Display for Error {
             Self::RunAs(e) => e.fmt(f),
             Self::Unix(e) => e.fmt(f),
             Self::Netlink(e) => write!(f, "Couldn't ask the kernel for routes: {}", error_text(e)),
-            Self::NoSocket(fd) => write!(f, "Invalid --fd: {fd} is no UNIX domain socket"),
+            Self::NoSocket(fd) => {
+                write!(f, "Invalid --fd: {fd} is no connected UNIX domain stream socket")
+            }
             Self::System(what, e) => write!(f, "Couldn't {what}: {}", error_text(e)),
             Self::Rehearsal => f.write_str("Couldn't isolate the process"),
             Self::Listen => f.write_str("Couldn't listen on requested ports"),
@@ -227,13 +230,12 @@ enum Door {
 
 fn open_door(socket: &Socket, inherited: Option<OwnedFd>) -> Result<(Door, Option<Bound>), Error> {
     let (bound, listener) = match (socket, inherited) {
-        (Socket::Connected(_), Some(fd)) => {
+        (Socket::Connected(number), Some(fd)) => {
             let stream = UnixStream::from(fd);
-            // Only a Unix socket has an address that the library understands.
-            return match (stream.local_addr(), socket) {
-                (Err(_), Socket::Connected(fd)) => Err(Error::NoSocket(*fd)),
-                _ => Ok((Door::Connected(stream), None)),
-            };
+            if !is_stream(&stream) {
+                return Err(Error::NoSocket(*number));
+            }
+            return Ok((Door::Connected(stream), None));
         }
         (Socket::Connected(fd), None) => return Err(Error::NoSocket(*fd)),
         (Socket::Listen(path), _) => Bound::at(path)?,
@@ -241,6 +243,14 @@ fn open_door(socket: &Socket, inherited: Option<OwnedFd>) -> Result<(Door, Optio
     };
     info!("UNIX domain socket bound at {}", bound.path().display());
     Ok((Door::Listener(listener), Some(bound)))
+}
+
+/// Whether what we were given is what we take it for.
+fn is_stream(fd: &UnixStream) -> bool {
+    // Only a Unix socket has addresses that the library understands, and only one that was
+    // connected has that of a peer.
+    fd.peer_addr().is_ok()
+        && getsockopt(fd, sockopt::SockType).is_ok_and(|kind| kind == SockType::Stream)
 }
 
 /// Serves a virtual machine on the link that `open` makes.

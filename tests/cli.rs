@@ -9,9 +9,9 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio};
@@ -495,14 +495,17 @@ fn a_descriptor_that_cannot_be_served_is_refused() {
     let folder = Folder::new();
     assert_eq!(fails(PASST, "--vhost-user -F 9"), "Invalid --fd: 9\n");
     let file = fs::File::open("/dev/null").expect("is there");
-    nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()))
-        .expect("is open");
-    let output = with_descriptor(file.as_raw_fd(), "-f --fd 9").output().expect("starts");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(
-        (output.status.code(), &*said),
-        (Some(1), "Invalid --fd: 9 is no UNIX domain socket\n")
-    );
+    let (datagrams, _peer) = UnixDatagram::pair().expect("sockets are there");
+    let listener = UnixListener::bind(folder.path("listener")).expect("binds");
+    for fd in [file.as_fd(), datagrams.as_fd(), listener.as_fd()] {
+        nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()))
+            .expect("is open");
+        let output = with_descriptor(fd.as_raw_fd(), "-f --fd 9").output().expect("starts");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let expected = "Invalid --fd: 9 is no connected UNIX domain stream socket\n";
+        assert_eq!((output.status.code(), &*said), (Some(1), expected));
+    }
+    fs::remove_file(folder.path("listener")).expect("is there");
     let line = format!("-f --fd 9 -s {}", folder.path("s"));
     let output = with_descriptor(file.as_raw_fd(), &line).output().expect("starts");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

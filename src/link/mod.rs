@@ -15,6 +15,7 @@
 
 mod arena;
 pub mod capture;
+mod door;
 pub mod stream;
 pub mod vhost;
 

@@ -13,6 +13,7 @@
 
 use super::arena::Arena;
 use super::capture::{self, Parts};
+use super::door::Door;
 use super::{ETHERNET_HEADER, Frame, Link, LinkCaps, LinkEvents, Offload, Refused};
 use super::{Sink, Slot, Source};
 use crate::span::{self, Buffer, Span};
@@ -85,11 +86,8 @@ impl StreamLink {
     /// # Errors
     /// What epoll or fcntl say.
     pub fn listen(listener: UnixListener, one_off: bool, epoll: Rc<Epoll>) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
-        // Edge-triggered: a client that cannot be accepted must not be reported for ever.
-        let interest = Interest { readable: true, edge: true, ..Interest::default() };
-        epoll.add(listener.as_fd(), Token::Link(LISTENER), interest)?;
-        Ok(Self::new(Control::new(Some(listener), one_off, epoll)))
+        let door = Door::new(listener, &epoll, Token::Link(LISTENER))?;
+        Ok(Self::new(Control::new(door, one_off, epoll)))
     }
 
     /// Serves the client at the other end of `stream`, and no other.
@@ -97,7 +95,7 @@ impl StreamLink {
     /// # Errors
     /// What epoll says.
     pub fn connected(stream: UnixStream, epoll: Rc<Epoll>) -> io::Result<Self> {
-        let mut link = Self::new(Control::new(None, true, epoll));
+        let mut link = Self::new(Control::new(Door::default(), true, epoll));
         link.control.connect(stream, &mut link.source, &mut link.sink)?;
         Ok(link)
     }
@@ -194,7 +192,7 @@ impl Client {
 /// The control side: who is connected.
 #[derive(Debug)]
 pub struct Control {
-    listener: Option<UnixListener>,
+    door: Door,
     one_off: bool,
     epoll: Rc<Epoll>,
     client: Option<Rc<Client>>,
@@ -204,46 +202,32 @@ pub struct Control {
     fresh: bool,
     /// It came while the one before it was still being read to its end.
     next: Option<UnixStream>,
-    /// A descriptor to give up when there are no more: to accept a client just to send it away is
-    /// better than to leave it waiting for ever.
-    spare: Option<UnixListener>,
     stats: Stats,
 }
 
 impl Control {
-    fn new(listener: Option<UnixListener>, one_off: bool, epoll: Rc<Epoll>) -> Self {
-        let spare = listener.as_ref().and_then(|listener| listener.try_clone().ok());
+    fn new(door: Door, one_off: bool, epoll: Rc<Epoll>) -> Self {
         Self {
-            listener,
+            door,
             one_off,
             epoll,
             client: None,
             number: 0,
             fresh: false,
             next: None,
-            spare,
             stats: Stats::default(),
         }
     }
 
-    /// Accepts all that wait: the first becomes the client if there is none, or the next one if
-    /// ours has hung up; others are sent away.
+    /// Accepts all that wait.
     fn accept(&mut self, source: &mut StreamSource, sink: &mut StreamSink) {
-        loop {
-            let Some(listener) = &self.listener else { return };
-            match listener.accept() {
-                Ok((stream, _)) => self.admit(stream, source, sink),
-                Err(e) if is_out_of_descriptors(&e) && self.spare.take().is_some() => {
-                    log::warn!("stream: cannot accept a client: {e}");
-                    drop(listener.accept());
-                    self.spare = listener.try_clone().ok();
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return,
-            }
+        while let Some(stream) = self.door.accept() {
+            self.admit(stream, source, sink);
         }
     }
 
+    /// The first becomes the client if there is none, or the next one if ours has hung up; others
+    /// are sent away.
     fn admit(&mut self, stream: UnixStream, source: &mut StreamSource, sink: &mut StreamSink) {
         match &self.client {
             None => self.serve(stream, source, sink),
@@ -353,10 +337,6 @@ impl capture::Control<StreamSource, StreamSink> for Control {
         tell("clients sent away", self.stats.refused_clients);
         tell("frames of bad length", source.bad_lengths);
     }
-}
-
-fn is_out_of_descriptors(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 /// The half of the link that takes frames from the client.

@@ -28,6 +28,7 @@ pub use source::VhostSource;
 pub use stats::Stats;
 
 use super::capture::{self, Parts};
+use super::door::Door;
 use super::{Link, LinkEvents, Source};
 use crate::sys::epoll::Epoll;
 use crate::token::{Interest, Readiness, Token};
@@ -96,10 +97,8 @@ impl VhostLink {
         epoll: Rc<Epoll>,
         settings: Settings,
     ) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
-        let interest = Interest { readable: true, edge: true, ..Interest::default() };
-        epoll.add(listener.as_fd(), Token::Link(LISTENER), interest)?;
-        Ok(Self::new(Control::new(Some(listener), one_off, epoll, settings)))
+        let door = Door::new(listener, &epoll, Token::Link(LISTENER))?;
+        Ok(Self::new(Control::new(door, one_off, epoll, settings)))
     }
 
     /// Serves the client at the other end of `stream`, and no other.
@@ -107,7 +106,7 @@ impl VhostLink {
     /// # Errors
     /// What epoll or fcntl say.
     pub fn connected(stream: UnixStream, epoll: Rc<Epoll>, settings: Settings) -> io::Result<Self> {
-        let mut control = Control::new(None, true, epoll, settings);
+        let mut control = Control::new(Door::default(), true, epoll, settings);
         control.connect(stream)?;
         Ok(Self::new(control))
     }
@@ -183,16 +182,13 @@ impl fmt::Debug for Client {
 /// The control side: who is connected.
 #[derive(Debug)]
 pub struct Control {
-    listener: Option<UnixListener>,
+    door: Door,
     one_off: bool,
     epoll: Rc<Epoll>,
     settings: Settings,
     client: Option<Client>,
     /// Number of the current client, or of the last.
     number: u32,
-    /// A descriptor to give up when there are no more: to accept a client just to send it away is
-    /// better than to leave it waiting for ever.
-    spare: Option<UnixListener>,
     stats: Stats,
 }
 
@@ -204,24 +200,9 @@ enum Handled {
 }
 
 impl Control {
-    fn new(
-        listener: Option<UnixListener>,
-        one_off: bool,
-        epoll: Rc<Epoll>,
-        settings: Settings,
-    ) -> Self {
-        // A second descriptor of what we have anyway: the sandbox has no files to open.
-        let spare = listener.as_ref().and_then(|l| l.try_clone().ok());
-        Self {
-            listener,
-            one_off,
-            epoll,
-            settings,
-            client: None,
-            number: 0,
-            spare,
-            stats: Stats::default(),
-        }
+    fn new(door: Door, one_off: bool, epoll: Rc<Epoll>, settings: Settings) -> Self {
+        let stats = Stats::default();
+        Self { door, one_off, epoll, settings, client: None, number: 0, stats }
     }
 
     const fn control_token(&self) -> Token {
@@ -230,25 +211,12 @@ impl Control {
 
     /// Accepts all that wait. The first becomes the client if there is none; others are sent away.
     fn accept(&mut self) {
-        loop {
-            let Some(listener) = &self.listener else { return };
-            match listener.accept() {
-                Ok((stream, _)) if self.client.is_none() => {
-                    if let Err(e) = self.connect(stream) {
-                        log::warn!("vhost-user: cannot serve a client: {e}");
-                    }
-                }
-                Ok(_) => {
-                    self.stats.dropped_clients += 1;
-                    log::debug!("vhost-user: sent a second client away");
-                }
-                Err(e) if is_out_of_descriptors(&e) && self.spare.take().is_some() => {
-                    log::warn!("vhost-user: cannot accept a client: {e}");
-                    drop(listener.accept());
-                    self.spare = listener.try_clone().ok();
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return,
+        while let Some(stream) = self.door.accept() {
+            if self.client.is_some() {
+                self.stats.dropped_clients += 1;
+                log::debug!("vhost-user: sent a second client away");
+            } else if let Err(e) = self.connect(stream) {
+                log::warn!("vhost-user: cannot serve a client: {e}");
             }
         }
     }
@@ -346,10 +314,6 @@ impl capture::Control<VhostSource, VhostSink> for Control {
     ) {
         self.stats.plus(&source.stats).plus(&sink.stats).counters(tell);
     }
-}
-
-fn is_out_of_descriptors(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 impl Client {
