@@ -621,13 +621,17 @@ fn main() -> ExitCode {
         helper(&part);
     }
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    if std::env::args().any(|a| a == "--list") {
-        TESTS.iter().for_each(|(name, _)| println!("{name}: test"));
+    let told = |option: &str| std::env::args().any(|a| a == option);
+    if told("--list") {
+        // nextest asks a second time, for the ignored ones; there are none.
+        let shown = if told("--ignored") { &[] } else { TESTS };
+        shown.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;
     }
     // Daemons whose starter has ended become our children, to be waited for.
     nix::sys::prctl::set_child_subreaper(true).expect("is allowed to everybody");
-    let chosen = |name: &str| wanted.is_empty() || wanted.iter().any(|w| name.contains(w));
+    let matches = |name: &str, w: &str| if told("--exact") { name == w } else { name.contains(w) };
+    let chosen = |name: &str| wanted.is_empty() || wanted.iter().any(|w| matches(name, w));
     let mut failed = 0;
     let tests: Vec<_> = TESTS.iter().filter(|(name, _)| chosen(name)).collect();
     println!("\nrunning {} tests", tests.len());
