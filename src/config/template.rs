@@ -128,13 +128,14 @@ fn best_address(
         return Some(*address);
     }
     let width = if matches!(family, Family::V4) { 32 } else { 128 };
-    candidates
-        .filter(|a| a.interface == way.hop.interface)
-        .min_by_key(|a| {
-            let beside_gateway = gateway.is_some_and(|g| in_subnet(g, a.addr, a.prefix_len));
-            (!a.global, !beside_gateway, a.prefix_len == width, a.secondary)
-        })
-        .copied()
+    let own = candidates.clone().filter(|a| a.interface == way.hop.interface).min_by_key(|a| {
+        let beside_gateway = gateway.is_some_and(|g| in_subnet(g, a.addr, a.prefix_len));
+        (!a.global, !beside_gateway, a.prefix_len == width, a.secondary)
+    });
+    // Links without numbers: the host's address is on the loopback interface, where the kernel
+    // looks first when the link has none.
+    let unnumbered = || candidates.clone().find(|a| a.global && facts.is_loopback(a.interface));
+    own.or_else(|| unnumbered().filter(|_| way.default)).copied()
 }
 
 /// Whether `addr` is in the subnet of `of`.

@@ -110,6 +110,16 @@ fn the_default_route_decides() {
 }
 
 #[test]
+fn a_link_without_an_address_has_that_of_the_loopback_interface() {
+    let lines = ["lo 127.0.0.1/8", "lo 203.0.113.9/32", "eth1 172.17.0.1/16"];
+    let unnumbered = [lines[0], lines[1], lines[2], "route 0.0.0.0/0 eth0"];
+    assert_eq!(chosen(&unnumbered).unwrap(), "eth0 203.0.113.9/32");
+    let elsewhere = [lines[0], lines[1], lines[2], "route 10.0.0.0/8 eth0"];
+    assert_eq!(chosen(&elsewhere), None, "for default routes only");
+    assert_eq!(chosen(&[lines[0], lines[2], "route 0.0.0.0/0 eth0"]), None, "127.0.0.1 is ours");
+}
+
+#[test]
 fn the_default_route_of_lowest_metric_decides() {
     let lines = [
         "eth0 192.0.2.5/24",
