@@ -2,14 +2,16 @@
 
 mod common;
 
-use common::checks::{self, Bench};
+use common::checks::{self, Bench, FAR_PORT, GUEST_PORT};
 use common::guest::Guest;
-use common::net::{FAR4, FAR6, HOST4, HOST6};
-use common::peer::Operation;
+use common::net::{FAR4, FAR6, HOST4, HOST6, Lab, Passt};
+use common::peer::{self, Operation, Server};
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 #[test]
 fn peer() {
-    common::peer::entry();
+    peer::entry();
 }
 
 fn boot(options: &[&str]) -> Bench {
@@ -58,6 +60,25 @@ fn a_guest_uses_the_network_at_mtu_1500() {
         ("bulk", |bench| checks::bulk(bench, 1 << 30)),
         ("no offloads", without_offloads),
     ]);
+}
+
+/// Local mode: link-local addresses, and the host behind the gateway's.
+#[test]
+fn on_a_host_without_network_the_guest_reaches_the_host() {
+    let lab = Lab::without_addresses();
+    lab.host.within(|| Server::start(FAR_PORT)).expect("cannot serve");
+    let passt = Passt::start(&lab, &["-t", "6000"]);
+    let mut guest = Guest::uml(&lab, Some(passt.socket()));
+    guest.ok("guest-up 4");
+    guest.ok("ip -4 addr show dev eth0 | grep ' 169.254.2.1/16 '");
+    guest.ok("busybox ping -c 1 -W 10 169.254.2.2");
+    guest.peer(&format!("Both 169.254.2.2:{FAR_PORT} 300000 1"));
+    guest.until("ip -6 route show default | grep 'via fe80::1 dev eth0'");
+    guest.peer(&format!("Both [fe80::1%2]:{FAR_PORT} 300000 2"));
+    guest.serve(GUEST_PORT);
+    let server = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), GUEST_PORT);
+    let exchange = || peer::exchange(server, Operation::Both, 300_000, 3);
+    lab.host.within(exchange).expect("into the guest");
 }
 
 /// The client of the Internet Systems Consortium, with the script that Debian gives it.
@@ -121,10 +142,21 @@ fn reboot(bench: &mut Bench) {
     works_again(bench);
 }
 
+/// A connection is idle then and another in full flood: the next guest does not know them, so
+/// their far ends are told, and nobody else is the worse for it.
 fn front_end_killed(bench: &mut Bench) {
     let process = bench.passt.id();
+    let server = SocketAddr::new(HOST4, GUEST_PORT);
+    let (idle, flood) = (bench.seed(), bench.seed());
+    let far = &bench.lab.far;
+    let mut idle = far.within(|| peer::idle(server, idle)).expect("cannot connect");
+    let flood = far.within(|| peer::flood(server, flood)).expect("cannot connect");
+    bench.guest.until("[ $(cat /sys/class/net/eth0/statistics/rx_bytes) -gt 100000000 ]");
     bench.replace_guest();
     works_again(bench);
+    peer::expect_reset(&mut idle).expect("the idle connection");
+    let end = flood.join().expect("no panic").expect_err("it cannot end well");
+    assert_eq!(end.kind(), ErrorKind::ConnectionReset, "the connection in full flood: {end}");
     assert_eq!(bench.passt.id(), process);
     assert!(bench.passt.is_alive());
 }

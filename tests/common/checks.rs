@@ -79,7 +79,7 @@ impl Bench {
     }
 
     /// A number that no other exchange of this test has.
-    fn seed(&mut self) -> u64 {
+    pub fn seed(&mut self) -> u64 {
         self.seed += 1;
         self.seed
     }

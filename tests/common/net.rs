@@ -181,6 +181,13 @@ pub struct Lab {
 
 impl Lab {
     pub fn new() -> Self {
+        let lab = Self::without_addresses();
+        connect(&lab.host, &lab.far);
+        lab
+    }
+
+    /// Nothing but loopback addresses anywhere.
+    pub fn without_addresses() -> Self {
         assert!(
             nix::unistd::geteuid().is_root(),
             "this test makes network namespaces: run as root"
@@ -197,7 +204,6 @@ impl Lab {
             namespace.sysctl("net/ipv4/ping_group_range", "0 2147483647");
         }
         host.ip(&format!("link add eth0 type veth peer name eth0 netns {}", far.name));
-        connect(&host, &far);
         Self { host, far, dir: TempDir::new(), _turn: turn }
     }
 

@@ -12,6 +12,7 @@ use std::fs;
 use std::io::{self, Error, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::{Arc, Condvar, Mutex};
+use std::thread::{JoinHandle, spawn};
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -136,12 +137,12 @@ impl Server {
         let port = listener.local_addr()?.port();
         let datagrams = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))?;
         let server = Arc::new(Self::default());
-        std::thread::spawn(move || {
+        spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let _ = Self::admit(&server, stream);
             }
         });
-        std::thread::spawn(move || -> io::Result<()> {
+        spawn(move || -> io::Result<()> {
             let mut buffer = vec![0; 1 << 16];
             loop {
                 let (length, from) = datagrams.recv_from(&mut buffer)?;
@@ -163,7 +164,7 @@ impl Server {
             return server.gather(stream, length, seed);
         }
         let server = Arc::clone(server);
-        std::thread::spawn(move || server.serve(stream, operation, length, seed));
+        spawn(move || server.serve(stream, operation, length, seed));
         Ok(())
     }
 
@@ -272,6 +273,26 @@ pub fn gather(server: SocketAddr, count: u64, seed: u64) -> io::Result<()> {
     let open = |_| request(server, Operation::Gather, count, seed);
     let streams: io::Result<Vec<TcpStream>> = (0..count).map(open).collect();
     streams?.iter_mut().try_for_each(expect_good)
+}
+
+/// A connection whose request the server has and does not answer before others come: idle.
+pub fn idle(server: SocketAddr, seed: u64) -> io::Result<TcpStream> {
+    request(server, Operation::Gather, u64::MAX, seed)
+}
+
+/// A connection that sends for ever, in a thread; ends with the reason why it could not go on.
+pub fn flood(server: SocketAddr, seed: u64) -> io::Result<JoinHandle<io::Result<()>>> {
+    let mut stream = request(server, Operation::Take, u64::MAX, seed)?;
+    Ok(spawn(move || write_sequence(&mut stream, SplitMix::new(seed), u64::MAX)))
+}
+
+/// Expects that the other side resets the connection, once it gets something from us.
+pub fn expect_reset(stream: &mut TcpStream) -> io::Result<()> {
+    stream.write_all(b"are you there?")?;
+    match stream.read(&mut [0]) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
+        other => Err(bad(&format!("no reset but {other:?}"))),
+    }
 }
 
 /// Sends a datagram of each length and expects it back.
