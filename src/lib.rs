@@ -31,7 +31,6 @@ pub mod flow;
 pub mod host;
 pub mod link;
 pub mod log;
-pub mod pasta;
 pub mod runtime;
 pub mod sandbox;
 pub mod service;

@@ -41,7 +41,6 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("log", &["time", "sys"]),
     ("link", &["time", "wire", "span", "flow/", "config", "token", "sys", "log"]),
     ("host", &["time", "wire", "span", "flow", "config", "token", "sys", "log"]),
-    ("pasta", &["time", "wire", "span", "flow", "config", "token", "sys", "log", "link", "host"]),
     ("sandbox", &["time", "config", "sys", "log"]),
     ("daemon", &["time", "config", "sys", "log"]),
     (
@@ -58,7 +57,6 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "engine",
             "link",
             "host",
-            "pasta",
             "sys",
             "log",
             "sandbox",

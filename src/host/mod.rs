@@ -108,18 +108,13 @@ pub trait Host {
 
     /// Whether listeners are not watched because the process was out of descriptors: call
     /// [`Host::feed`] in a while.
-    fn is_starved(&self) -> bool {
-        false
-    }
+    fn is_starved(&self) -> bool;
 
     /// Watches such listeners again.
-    fn feed(&mut self) {}
+    fn feed(&mut self);
 
     /// The protocol of listener `listener`; `None` when there is no such listener.
-    fn listener_protocol(&self, listener: u32) -> Option<Protocol> {
-        let _ = listener;
-        None
-    }
+    fn listener_protocol(&self, listener: u32) -> Option<Protocol>;
 
     /// Opens a UDP socket for `flow`, connected to `remote` and watched for input. With an
     /// unspecified `local.addr` the host chooses the address, and `local.port` is a wish (a
@@ -130,10 +125,7 @@ pub trait Host {
         local: Endpoint,
         remote: Endpoint,
         flow: FlowId,
-    ) -> io::Result<(Self::Datagram, Endpoint)> {
-        let _ = (local, remote, flow);
-        Err(io::ErrorKind::Unsupported.into())
-    }
+    ) -> io::Result<(Self::Datagram, Endpoint)>;
 
     /// Opens a ping socket for `flow`, watched for input, that sends echo requests to `remote`. The
     /// kernel sets identifier and checksum of requests; `identifier` is a wish.
@@ -142,10 +134,7 @@ pub trait Host {
         remote: IpAddr,
         identifier: u16,
         flow: FlowId,
-    ) -> io::Result<Self::Datagram> {
-        let _ = (remote, identifier, flow);
-        Err(io::ErrorKind::Unsupported.into())
-    }
+    ) -> io::Result<Self::Datagram>;
 
     /// Sends `messages`, whose payloads stand one behind the other in `spans`, with this TTL or hop
     /// limit; returns how many were taken. A message that the kernel refuses is an error only if
@@ -157,10 +146,7 @@ pub trait Host {
         messages: &[Outbound],
         spans: &[Span<'_>],
         ttl: u8,
-    ) -> io::Result<usize> {
-        let _ = (socket, messages, spans, ttl);
-        Err(io::ErrorKind::Unsupported.into())
-    }
+    ) -> io::Result<usize>;
 
     /// Receives what fits `batch`, which is emptied first; returns how many messages came.
     /// `WouldBlock` when there are none. With `coalesce`, runs of datagrams of equal size may come
@@ -171,35 +157,22 @@ pub trait Host {
         socket: &mut Self::Datagram,
         batch: &mut Batch,
         coalesce: bool,
-    ) -> io::Result<usize> {
-        let _ = (socket, batch, coalesce);
-        Err(io::ErrorKind::Unsupported.into())
-    }
+    ) -> io::Result<usize>;
 
     /// As [`Host::receive_messages`], from a UDP listener; [`Message::from`] and [`Message::to`] are
     /// set. Returns the index of the listener's rule and how many messages came.
-    fn receive_listener(&mut self, listener: u32, batch: &mut Batch) -> io::Result<(usize, usize)> {
-        let _ = (listener, batch);
-        Err(io::ErrorKind::Unsupported.into())
-    }
+    fn receive_listener(&mut self, listener: u32, batch: &mut Batch) -> io::Result<(usize, usize)>;
 
     /// Stops to report input of `socket`, which stays there, or goes on. Errors are always
     /// reported.
-    fn pause(&mut self, socket: &mut Self::Datagram, paused: bool) {
-        let _ = (socket, paused);
-    }
+    fn pause(&mut self, socket: &mut Self::Datagram, paused: bool);
 
     /// Stops to report what waits at listener `listener`, or goes on.
-    fn pause_listener(&mut self, listener: u32, paused: bool) {
-        let _ = (listener, paused);
-    }
+    fn pause_listener(&mut self, listener: u32, paused: bool);
 
     /// The next entry of the socket's error queue (IP_RECVERR), with the payload that it quotes; or
     /// its pending error (SO_ERROR) when the queue is empty. `None` when there is none.
-    fn next_error(&mut self, socket: &mut Self::Datagram) -> Option<SocketError> {
-        let _ = socket;
-        None
-    }
+    fn next_error(&mut self, socket: &mut Self::Datagram) -> Option<SocketError>;
 }
 
 /// A message to send: so many of the spans make its payload.

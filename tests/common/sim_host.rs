@@ -4,13 +4,14 @@ use super::sim::{
     Chance, Fate, GUEST_PORT, GUEST_V4, GUEST_V6, Last, Load, OpenedBy, Weather, byte,
 };
 use passt::flow::{Endpoint, FlowId, Protocol};
-use passt::host::{Accepted, Connect, Host, StreamInfo};
+use passt::host::{Accepted, Batch, Connect, Host, Outbound, SocketError, StreamInfo};
 use passt::span::{Span, SpanMut, scatter};
 use passt::time::{Duration, Instant};
 use passt::token::{Interest, Readiness, Token};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
+use std::net::IpAddr;
 use std::rc::Rc;
 
 /// A peer, and the socket that leads to it.
@@ -393,6 +394,58 @@ impl Host for SimHost {
                 ..StreamInfo::default()
             })
         })
+    }
+
+    fn is_starved(&self) -> bool {
+        false
+    }
+
+    fn feed(&mut self) {}
+
+    // The simulated network carries TCP only.
+
+    fn open_udp(
+        &mut self,
+        _local: Endpoint,
+        _remote: Endpoint,
+        _flow: FlowId,
+    ) -> io::Result<((), Endpoint)> {
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    fn open_echo(&mut self, _remote: IpAddr, _identifier: u16, _flow: FlowId) -> io::Result<()> {
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    fn send_messages(
+        &mut self,
+        (): &mut (),
+        _messages: &[Outbound],
+        _spans: &[Span<'_>],
+        _ttl: u8,
+    ) -> io::Result<usize> {
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    fn receive_messages(
+        &mut self,
+        (): &mut (),
+        _batch: &mut Batch,
+        _coalesce: bool,
+    ) -> io::Result<usize> {
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    fn receive_listener(&mut self, _: u32, _batch: &mut Batch) -> io::Result<(usize, usize)> {
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    fn pause(&mut self, (): &mut (), _paused: bool) {}
+
+    fn pause_listener(&mut self, _listener: u32, _paused: bool) {}
+
+    fn next_error(&mut self, (): &mut ()) -> Option<SocketError> {
+        None
     }
 
     fn listener_protocol(&self, _listener: u32) -> Option<Protocol> {

@@ -192,6 +192,12 @@ impl Host for Native {
     type Stream = ();
     type Datagram = Handle;
 
+    fn is_starved(&self) -> bool {
+        false
+    }
+
+    fn feed(&mut self) {}
+
     fn listener_protocol(&self, _: u32) -> Option<Protocol> {
         Some(Protocol::Udp)
     }
