@@ -88,6 +88,68 @@ fn a_descriptor_implies_one_off_and_excludes_a_path() {
     refused("-F 3 -s /a", "Options --fd and --socket exclude each other");
 }
 
+/// What programs type that start passt; `+` stands for a blank inside of a word.
+const CLIENTS: &[(&str, &str)] = &[
+    (
+        "libvirt, vhostuser",
+        "--vhost-user --one-off --socket /run/libvirt/qemu/passt/1-vm-net0.socket \
+         --pid /run/libvirt/qemu/passt/1-vm-net0-passt.pid --mtu 9000 --interface eth0 \
+         --log-file /var/log/passt.log --hostname vm --fqdn vm.example.com \
+         --address 172.17.2.4 --netmask 24 --address 2001:db8:ac10:fd01::1:20 \
+         --tcp-ports 2001:db8:ac10:fd01::1:10/22:2022,1000-1050,~1020,~1030-1040 \
+         --udp-ports 1.2.3.4%eth0/5000-5020:6000-6020,~5010-5015 \
+         --tcp-ports 80 --tcp-ports 443:344",
+    ),
+    (
+        "libvirt, user, as KubeVirt with Istio has it",
+        "--one-off --socket /run/libvirt/qemu/passt/2-vm-net0.socket \
+         --pid /run/libvirt/qemu/passt/2-vm-net0-passt.pid --interface eth0 \
+         --log-file /var/run/kubevirt/passt.log --tcp-ports ~15001,~15006 --udp-ports all",
+    ),
+    ("libvirt 9.0.0", "--one-off --socket /run/a.socket --mac-addr 52:54:00:00:00:01"),
+    (
+        "qemu -netdev passt",
+        "--vhost-user --quiet --mtu 1500 --address 192.0.2.9 --netmask 255.255.255.0 \
+         --mac-addr 52:54:00:12:34:56 --gateway 192.0.2.1 --interface eth0 --outbound 192.0.2.5 \
+         --outbound-if4 eth0 --outbound-if6 eth0 --dns 192.0.2.53 --search a.example+b.example \
+         --fqdn vm.example --no-dhcp-dns --no-dhcp-search --map-host-loopback 192.0.2.2 \
+         --map-guest-addr 192.0.2.3 --dns-forward 192.0.2.4 --dns-host 127.0.0.1 --no-icmp \
+         --no-dhcp --no-ndp --no-dhcpv6 --no-ra --freebind --ipv4-only --tcp-ports 22,80 \
+         --udp-ports 53 --pid /tmp/passt-ABCDEF.pid --fd 3",
+    ),
+    ("Kata Containers", "-P /tmp/kata-passt-1.pid -s /tmp/kata-passt-1.socket"),
+    ("muvm", "-q -f --fd 4"),
+    (
+        "Cuttlefish",
+        "--vhost-user --foreground -s /tmp/a.socket --repair-path none -4 -a 192.168.97.2 -n 30 \
+         -g 192.168.97.1 --map-host-loopback 192.168.97.1 -D 192.0.2.53",
+    ),
+    (
+        "wrappers of cloud-hypervisor",
+        "--socket /tmp/a.socket --vhost-user --foreground --quiet -a 10.0.2.15 -g 10.0.2.2 \
+         --dns-forward 10.0.2.3",
+    ),
+];
+
+#[test]
+fn what_real_clients_type_is_understood_without_a_warning() {
+    for (client, line) in CLIENTS {
+        let args: Vec<_> =
+            line.split_whitespace().map(|word| word.replace('+', " ").into()).collect();
+        let Ok(Request::Run(mode, typed)) = parse(Program::Passt, "passt", &args) else {
+            panic!("{client}");
+        };
+        let (config, warnings) = Config::new(mode, &typed, &host()).expect(client);
+        assert!(warnings.is_empty(), "{client}: {warnings:?}");
+        let rings = matches!(config, Config::VhostUser(_));
+        assert_eq!(rings, line.contains("--vhost-user"), "{client}");
+        let (Config::VhostUser(machine) | Config::Stream(machine)) = config;
+        assert_eq!(machine.one_off, line.contains("-one-off") || line.contains("-fd"), "{client}");
+        let search = &machine.network.guest.dns.search;
+        assert!(!line.contains('+') || search == &["a.example", "b.example"], "{search:?}");
+    }
+}
+
 #[test]
 fn counters_are_shown_in_the_foreground_only_whatever_the_order() {
     for line in ["-f --stats 5", "--stats 5 -f"] {
