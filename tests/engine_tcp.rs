@@ -804,6 +804,23 @@ fn a_peek_asks_for_little_until_much_has_come() {
     // One peek for each byte and one for each ACK.
     assert!(rig.sock(0).peeks <= 41, "{}", rig.sock(0).peeks);
     assert_eq!(rig.link.sink.free, (1 << 20) - 21, "no buffer is lost");
+    assert_eq!(rig.sock(0).widened, 0, "crumbs need no wide socket");
+}
+
+#[test]
+fn a_stream_with_much_to_carry_is_widened_once() {
+    let mut rig = Rig::new();
+    rig.link.sink.free = 1 << 20;
+    let mut end = open(&mut rig, false, 1);
+    end.window = u16::MAX;
+    let bytes = pattern(200_000);
+    let mut frames = rig.peer_sends(0, &bytes);
+    while !frames.is_empty() {
+        collect(&mut end, &frames);
+        let ack = end.ack();
+        frames = rig.send(ack);
+    }
+    assert_eq!(rig.sock(0).widened, 1);
 }
 
 #[test]

@@ -100,6 +100,9 @@ pub trait Host {
     /// Switches keepalive probes towards the peer on (the guest has sent one itself).
     fn keepalive(&mut self, stream: &mut Self::Stream);
 
+    /// Lets the peer send far ahead: the stream has much to carry. To be called once.
+    fn widen(&mut self, stream: &mut Self::Stream);
+
     /// What the kernel knows of the connection.
     fn info(&mut self, stream: &Self::Stream) -> io::Result<StreamInfo>;
 

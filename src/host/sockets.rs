@@ -27,6 +27,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
+/// Bytes that a busy stream may receive ahead; the kernel allows half of tcp_rmem's maximum.
+const WIDE: i32 = 3 << 20;
+
 /// What the command line and the host's network ask of sockets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setup {
@@ -257,6 +260,16 @@ impl Host for Sockets {
     fn keepalive(&mut self, stream: &mut Stream) {
         // A connection that is not probed is no worse than before.
         let _ = socket::set(stream.as_fd(), IntOption::KEEPALIVE, 1);
+    }
+
+    fn widen(&mut self, stream: &mut Stream) {
+        // What was peeked stays in the receive buffer until the guest acknowledges it. The kernel's
+        // tuning takes it for unread and leaves the buffer small, so that peer and guest move in
+        // lock-step. A low-water mark is the way to a large buffer that needs no privilege and
+        // does not end the tuning; the mark itself is not wanted. Both may fail: then all is slow.
+        let fd = stream.as_fd();
+        let _ = socket::set(fd, IntOption::RECEIVE_LOW_WATER, WIDE);
+        let _ = socket::set(fd, IntOption::RECEIVE_LOW_WATER, 1);
     }
 
     fn info(&mut self, stream: &Stream) -> io::Result<StreamInfo> {

@@ -76,6 +76,9 @@ impl IntOption {
     pub const PEEK_OFFSET: Self = Self::new(libc::SOL_SOCKET, libc::SO_PEEK_OFF);
     /// SO_RCVBUF.
     pub const RECEIVE_BUFFER: Self = Self::new(libc::SOL_SOCKET, libc::SO_RCVBUF);
+    /// SO_RCVLOWAT: TCP also makes the receive buffer twice as large, up to tcp_rmem's maximum, and
+    /// leaves its auto-tuning on.
+    pub const RECEIVE_LOW_WATER: Self = Self::new(libc::SOL_SOCKET, libc::SO_RCVLOWAT);
     /// SO_SNDBUF.
     pub const SEND_BUFFER: Self = Self::new(libc::SOL_SOCKET, libc::SO_SNDBUF);
     /// TCP_NODELAY.

@@ -71,6 +71,8 @@ pub struct Sock {
     pub peeks: usize,
     pub shut: bool,
     pub keepalive: bool,
+    /// How often the stream was widened.
+    pub widened: usize,
     pub closed: bool,
     pub reset: bool,
     pub info: StreamInfo,
@@ -95,6 +97,7 @@ impl Sock {
             peeks: 0,
             shut: false,
             keepalive: false,
+            widened: 0,
             closed: false,
             reset: false,
             info: StreamInfo {
@@ -303,6 +306,10 @@ impl Host for ScriptHost {
 
     fn keepalive(&mut self, stream: &mut ScriptStream) {
         stream.with(|sock| sock.keepalive = true);
+    }
+
+    fn widen(&mut self, stream: &mut ScriptStream) {
+        stream.with(|sock| sock.widened += 1);
     }
 
     fn info(&mut self, stream: &ScriptStream) -> io::Result<StreamInfo> {

@@ -382,6 +382,8 @@ impl Host for SimHost {
         stream.with(|peer| peer.socket.keepalive = true);
     }
 
+    fn widen(&mut self, _: &mut SimStream) {}
+
     fn info(&mut self, stream: &SimStream) -> io::Result<StreamInfo> {
         let limit = self.weather.socket;
         stream.with(|peer| {

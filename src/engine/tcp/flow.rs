@@ -45,6 +45,8 @@ pub(super) struct TcpFlow<S> {
     pub(super) to_discard: usize,
     /// How much room the next peek gets at least: twice what the last one brought.
     pub(super) appetite: usize,
+    /// The socket was told that there is much to carry.
+    pub(super) widened: bool,
     /// The sequence number at which the socket had nothing more, and has not been ready since: to
     /// peek there again would be a system call for nothing.
     pub(super) empty_at: Option<SeqNum>,
@@ -69,6 +71,7 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
             pieces: None,
             to_discard: 0,
             appetite: 0,
+            widened: false,
             empty_at: None,
             connecting: connect == Connect::InProgress,
             peer_closed: false,

@@ -150,6 +150,10 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
         self.send_data(ctx, key, &caps, &layout, plan, n, scratch);
         self.conn.on_peeked(plan, n, ctx.now);
         self.appetite = n.saturating_mul(2).min(SHARE);
+        if n >= MIN_APPETITE && !self.widened {
+            self.widened = true;
+            ctx.host.widen(&mut self.stream);
+        }
         if n < asked && !self.peer_closed {
             self.drained(plan.seq + u32::try_from(n).unwrap_or(0));
             return Outcome::Pause;

@@ -233,6 +233,17 @@ fn urgent_data_stays_in_line() {
 }
 
 #[test]
+fn a_widened_stream_receives_far_ahead_and_still_wakes_for_one_byte() {
+    let mut host = sockets(Features::probe());
+    let (mut stream, _, _) = accepted(&mut host, "127.0.0.1", None);
+    let before = socket::get(stream.as_fd(), IntOption::RECEIVE_BUFFER).unwrap();
+    host.widen(&mut stream);
+    let after = socket::get(stream.as_fd(), IntOption::RECEIVE_BUFFER).unwrap();
+    assert!(after > before, "{before} to {after}");
+    assert_eq!(socket::get(stream.as_fd(), IntOption::RECEIVE_LOW_WATER).unwrap(), 1);
+}
+
+#[test]
 fn events_are_programmed_only_when_they_change() {
     let mut host = sockets(WITHOUT);
     let (mut stream, mut far) = pair(&mut host, "127.0.0.1:0");

@@ -302,6 +302,8 @@ impl Host for Native {
 
     fn keepalive(&mut self, (): &mut ()) {}
 
+    fn widen(&mut self, (): &mut ()) {}
+
     fn info(&mut self, (): &()) -> io::Result<StreamInfo> {
         Ok(StreamInfo::default())
     }
