@@ -234,6 +234,11 @@ impl<H: Host> Engine<H> {
         self.flows.datagrams.len()
     }
 
+    /// How many wait for room towards the guest, or for another turn.
+    pub fn waiting(&self) -> usize {
+        self.shared.waiting.len() + self.shared.ready.len()
+    }
+
     /// Bytes of TCP payload that are staged or held.
     pub const fn staged(&self) -> usize {
         self.flows.tcp.staged()

@@ -110,12 +110,13 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
         let mut payload = recycle(std::mem::take(&mut scratch.payload));
         payload.extend(self.staging.spans().into_iter().filter(|span| !span.is_empty()));
         collect(source, fresh, &scratch.pieces, &mut payload);
+        let all = span::total(&payload);
         let sent = send_all(ctx.host, &mut self.stream, &payload);
         scratch.payload = recycle(payload);
         let sent = sent.unwrap_or_else(|_| {
             // Nobody will read it: it is as good as sent.
             self.fail();
-            usize::MAX
+            all
         });
         let staged = self.staging.len();
         self.staging.consume(sent, budget);

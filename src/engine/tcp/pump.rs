@@ -135,7 +135,7 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
         let result = ctx.host.peek(&mut self.stream, plan.skip, &room);
         scratch.room = recycle_mut(room);
         let n = match result {
-            Ok(n) if n > 0 => n,
+            Ok(n) if n > 0 => n.min(asked),
             other => {
                 scratch.slots.drain(..).for_each(|(slot, _)| ctx.sink.cancel(slot));
                 match other {
