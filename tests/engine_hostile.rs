@@ -512,7 +512,7 @@ impl Mallory {
             let mut frame = ip(GUEST_V4, PEER_V4, [17, 17, 1, 6][self.chance.below(4)], 9, &part);
             frame[19] = id;
             frame[20..22]
-                .copy_from_slice(&(offset / 8 | if more { 0x2000 } else { 0 }).to_be_bytes());
+                .copy_from_slice(&((offset / 8) | if more { 0x2000 } else { 0 }).to_be_bytes());
             frame
         } else {
             let [o0, o1] = (offset | u16::from(more)).to_be_bytes();
