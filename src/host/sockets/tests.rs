@@ -368,12 +368,15 @@ fn a_port_that_is_taken_fails_in_words_or_warns() {
 
 #[test]
 fn the_wildcard_and_an_address_share_a_port() {
-    let mut host = sockets(WITHOUT);
-    let probe = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = probe.local_addr().unwrap().port();
-    drop(probe);
-    let rules = [rule(Some("0.0.0.0"), port), rule(Some("127.0.0.1"), port)];
-    assert_eq!(host.listen(&rules).unwrap().sockets, 2);
+    // Not a port that the kernel gave and would give to another test meanwhile.
+    let listen = |port| {
+        let mut host = sockets(WITHOUT);
+        let rules = [rule(Some("0.0.0.0"), port), rule(Some("127.0.0.1"), port)];
+        let listened = host.listen(&rules).ok()?;
+        assert_eq!(listened.sockets, 2);
+        Some((host, port))
+    };
+    let (host, port) = (20_000..21_000).find_map(listen).unwrap();
     let _far = TcpStream::connect(("127.0.0.1", port)).unwrap();
     assert_eq!(event(&host).0, Token::Listener(1), "the more specific one wins");
 }
