@@ -444,6 +444,29 @@ fn an_empty_receive_ring_is_full_until_a_kick() {
 }
 
 #[test]
+fn a_smaller_frame_that_finds_room_does_not_hush_the_kick_that_a_larger_one_waits_for() {
+    for features in [features::ALL, features::ALL & !features::EVENT_IDX] {
+        let mut m = Machine::new(Options { features, ..Options::default() });
+        for round in 0..10 {
+            for n in 0..2 {
+                m.rx.add(&[room(BUFFERS + n * 2048, 2048)]);
+            }
+            m.rx.publish();
+            m.pump();
+            assert_eq!(deliver(&mut m, &[1; 6000]), Err(Refused::Full));
+            deliver(&mut m, &[1; 100]).expect("room for this one");
+            for n in 2..4 {
+                m.rx.add(&[room(BUFFERS + n * 2048, 2048)]);
+            }
+            assert!(m.rx.publish(), "round {round}: the larger one still waits");
+            assert!(m.pump().room);
+            deliver(&mut m, &[1; 6000]).expect("room");
+            assert_eq!(m.rx.all_used().len(), 4);
+        }
+    }
+}
+
+#[test]
 fn a_driver_that_wants_no_interrupts_gets_none() {
     let features = features::ALL & !features::EVENT_IDX;
     let mut m = Machine::new(Options { features, ..Options::default() });

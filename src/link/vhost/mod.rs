@@ -299,7 +299,10 @@ impl capture::Control<VhostSource, VhostSink> for Control {
                 self.accept();
                 Ok(LinkEvents::default())
             }
-            RX_KICK => Ok(LinkEvents { room: true, ..LinkEvents::default() }),
+            RX_KICK => {
+                sink.on_kick();
+                Ok(LinkEvents { room: true, ..LinkEvents::default() })
+            }
             TX_KICK => Ok(LinkEvents { frames: true, ..LinkEvents::default() }),
             n if Token::Link(n) == self.control_token() => self.on_control(source, sink, ready),
             _ => Ok(LinkEvents::default()),

@@ -65,6 +65,8 @@ pub struct VhostSink {
     pieces: Pieces<SpanMut<'static>>,
     /// [`Slot::index`] of the first of `slots`; wraps around.
     base: u32,
+    /// Someone waits for room: the driver is not hushed before it has told of some.
+    owed: bool,
 }
 
 impl VhostSink {
@@ -76,6 +78,11 @@ impl VhostSink {
         }
         self.publish();
         self.base = self.base.wrapping_add(1 << 16);
+    }
+
+    /// The driver has told of new chains.
+    pub(super) const fn on_kick(&mut self) {
+        self.owed = false;
     }
 
     /// Forgets the memory that spans lie in; the queue has changed.
@@ -296,7 +303,9 @@ impl Sink for VhostSink {
         loop {
             let mut bad = Bad::default();
             let Err(refused) = self.gather_chains(need, &mut bad) else {
-                self.queue.hush();
+                if !self.owed {
+                    self.queue.hush();
+                }
                 let index = self.base.wrapping_add(self.slots.len() as u32);
                 self.slots.push(Open {
                     chains: chains as u32,
@@ -311,6 +320,7 @@ impl Sink for VhostSink {
             // The driver may not tell of a chain that comes while we ask it to: so try again. Each
             // turn of this loop has one chain more, or the ring is found broken.
             if refused != Refused::Full || !self.queue.arm(&mut self.stats) {
+                self.owed |= refused == Refused::Full;
                 return Err(refused);
             }
         }
