@@ -4,6 +4,7 @@
 //! with scripts. Handles are owned: dropping one closes it. Every call returns at once; short
 //! counts and `WouldBlock` are ordinary outcomes. No implementation knows `translate` or `engine`.
 
+pub mod inside;
 pub mod listen;
 pub mod netlink;
 pub mod sockets;

@@ -32,14 +32,28 @@ pub fn receive(
     into: &mut [u8],
     descriptors: &mut Vec<OwnedFd>,
 ) -> io::Result<usize> {
-    receive_with(fd, into, 0, descriptors).map(|(n, _)| n)
+    receive_with(fd, into, libc::MSG_DONTWAIT, descriptors).map(|(n, _)| n)
+}
+
+/// As [`receive`], but waits for something to arrive.
+pub fn wait_and_receive(
+    fd: BorrowedFd<'_>,
+    into: &mut [u8],
+    descriptors: &mut Vec<OwnedFd>,
+) -> io::Result<usize> {
+    loop {
+        match receive_with(fd, into, 0, descriptors) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            other => return other.map(|(n, _)| n),
+        }
+    }
 }
 
 /// Reads without waiting and without taking anything. Returns the number of bytes, and whether all
 /// descriptors that would come along could be had: `false` when there are more than
 /// [`MAX_DESCRIPTORS`], or the process has too many open.
 pub fn peek(fd: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<(usize, bool)> {
-    receive_with(fd, into, libc::MSG_PEEK, &mut Vec::new())
+    receive_with(fd, into, libc::MSG_DONTWAIT | libc::MSG_PEEK, &mut Vec::new())
 }
 
 /// `recvmsg`. (nix's loses descriptors when there was no room for all of them.)
@@ -61,7 +75,7 @@ fn receive_with(
     // SAFETY: no pointers.
     let room = unsafe { libc::CMSG_SPACE((MAX_DESCRIPTORS * FD) as u32) };
     message.msg_controllen = (room as usize).min(size_of_val(&control)) as _;
-    let flags = flags | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    let flags = flags | libc::MSG_CMSG_CLOEXEC;
     // SAFETY: `message` names `into` and `control` with their true sizes; both outlive the call.
     let read = check_len(unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags) })?;
     // SAFETY: the kernel has filled `control` and set its length; the macros walk inside of it.

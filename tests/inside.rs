@@ -1,0 +1,123 @@
+//! Sockets of another network namespace, from the process that stays there.
+//!
+//! The process forks, so it must have one thread: no test harness.
+
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::wait::{WaitStatus, wait};
+use passt::host::inside::{Inside, Wanted};
+use passt::sys::socket::{self, Family};
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::AsFd as _;
+use std::process::ExitCode;
+
+const TESTS: &[(&str, fn())] = &[
+    ("sockets_belong_to_the_namespace_inside", sockets_belong_to_the_namespace_inside),
+    ("everything_that_can_be_wanted_is_made", everything_that_can_be_wanted_is_made),
+    ("who_cannot_enter_says_why", who_cannot_enter_says_why),
+    ("what_locking_up_says_is_reported", what_locking_up_says_is_reported),
+    ("whoever_is_inside_keeps_nothing_and_ends_with_us", ends_with_us),
+];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.iter().any(|a| a == "--list") {
+        TESTS.iter().for_each(|(name, _)| println!("{name}: test"));
+        return ExitCode::SUCCESS;
+    }
+    let wanted = |name: &str| {
+        let mut names = arguments.iter().filter(|a| !a.starts_with('-')).peekable();
+        names.peek().is_none() || names.any(|part| name.contains(part.as_str()))
+    };
+    let run = TESTS.iter().filter(|(name, _)| wanted(name));
+    let mut passed = 0;
+    for (name, test) in run {
+        test();
+        println!("test {name} ... ok");
+        passed += 1;
+    }
+    println!("\ntest result: ok. {passed} passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
+    ExitCode::SUCCESS
+}
+
+/// A network namespace of its own.
+fn enter() -> io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNET).map_err(io::Error::from)
+}
+
+fn inside() -> Inside {
+    Inside::start(enter, || Ok(())).expect("needs root, for a network namespace")
+}
+
+fn reap() {
+    assert!(matches!(wait(), Ok(WaitStatus::Exited(_, 0))));
+    assert_eq!(wait(), Err(Errno::ECHILD), "one process, and no more");
+}
+
+fn sockets_belong_to_the_namespace_inside() {
+    let service = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port of ours");
+    let here = service.local_addr().expect("is bound");
+    let mut inside = inside();
+    // More than are fetched at once.
+    for _ in 0..40 {
+        let stream = inside.get(Wanted::Stream4).expect("is made");
+        let refused = socket::connect(stream.as_fd(), &here).expect_err("is nowhere near");
+        assert_eq!(refused.raw_os_error(), Some(libc::ENETUNREACH), "its loopback is down");
+    }
+    // The same port is free there.
+    let stream = inside.get(Wanted::stream(Family::V4)).expect("is made");
+    let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, here.port()));
+    socket::bind(stream.as_fd(), &any).expect("nobody has it there");
+    drop(inside);
+    reap();
+}
+
+fn everything_that_can_be_wanted_is_made() {
+    let mut inside = inside();
+    for wanted in [
+        Wanted::Stream4,
+        Wanted::Stream6,
+        Wanted::datagram(Family::V4),
+        Wanted::datagram(Family::V6),
+        Wanted::Route,
+        Wanted::Diag,
+        Wanted::Tun,
+    ] {
+        inside.get(wanted).unwrap_or_else(|e| panic!("{wanted:?}: {e}"));
+    }
+    drop(inside);
+    reap();
+}
+
+fn who_cannot_enter_says_why() {
+    let refuse = || Err(io::Error::from_raw_os_error(libc::EPERM));
+    let error = Inside::start(refuse, || Ok(())).expect_err("cannot enter");
+    assert_eq!(error.raw_os_error(), Some(libc::EPERM));
+    reap();
+}
+
+fn what_locking_up_says_is_reported() {
+    let fail = || Err(io::Error::from_raw_os_error(libc::ENOSYS));
+    let mut inside = Inside::start(enter, fail).expect("needs root, for a network namespace");
+    let error = inside.confine().expect_err("cannot be locked up");
+    assert_eq!(error.raw_os_error(), Some(libc::ENOSYS));
+    drop(inside);
+    reap();
+}
+
+fn ends_with_us() {
+    let (ours, theirs) = nix::unistd::pipe().expect("a pipe");
+    let mut inside = inside();
+    let children = fs::read_to_string("/proc/thread-self/children").expect("says who they are");
+    let pid: u32 = children.trim().parse().expect("one child");
+    inside.confine().expect("does nothing here");
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).expect("is alive").count();
+    assert_eq!(open, 4, "three standard streams and the channel");
+    drop(theirs);
+    let mut byte = [0];
+    assert_eq!(nix::unistd::read(&ours, &mut byte), Ok(0), "nobody else holds the pipe open");
+    drop(inside);
+    reap();
+}
