@@ -262,7 +262,9 @@ impl Control {
             Handled::Wait => {}
         }
         let up = sink.queue.take_fresh() || sink.queue.is_running() && !was_up;
-        let open = source.queue.take_fresh() || source.queue.is_running() && !was_open;
+        // A ring that was disabled may still hold frames, which are to be discarded.
+        let disabled = was_open && !source.queue.enabled;
+        let open = source.queue.take_fresh() || source.queue.is_running() && !was_open || disabled;
         if up {
             log::debug!("vhost-user: driver ready, features {:#x}", sink.features);
         }

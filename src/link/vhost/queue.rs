@@ -107,10 +107,10 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// The ring, if frames may pass through it now.
+    /// The ring, while it is started; frames may pass only if it is [`Queue::enabled`] as well.
     #[inline]
-    pub(super) fn view(&self) -> Option<&View> {
-        if self.enabled { self.view.as_ref() } else { None }
+    pub(super) const fn view(&self) -> Option<&View> {
+        self.view.as_ref()
     }
 
     /// Number of descriptors.
@@ -119,8 +119,8 @@ impl Queue {
     }
 
     /// Whether frames may pass.
-    pub(super) fn is_running(&self) -> bool {
-        self.view().is_some()
+    pub(super) const fn is_running(&self) -> bool {
+        self.enabled && self.view.is_some()
     }
 
     /// Whether SET_VRING_KICK has started the ring.
@@ -191,7 +191,7 @@ impl Queue {
     #[inline]
     pub(super) fn ready(&mut self, stats: &mut Stats) -> Option<u16> {
         let known = self.seen.wrapping_sub(self.next_available);
-        if known != 0 && self.is_running() {
+        if known != 0 && self.view.is_some() {
             return Some(known);
         }
         self.look(stats)

@@ -46,13 +46,18 @@ impl VhostSource {
         }
     }
 
-    /// Takes up to `n` chains into the batch.
+    /// Takes up to `n` chains into the batch; on a disabled ring to be given back unread ("Ring
+    /// states" of the vhost-user protocol).
     fn take(&mut self, n: u16) {
         let mut taken = 0;
         while taken < n && self.pieces.len() < BATCH_PIECES {
             let Some(head) = self.queue.peek(taken, &mut self.stats) else { break };
             taken += 1;
             self.heads.push(head);
+            if !self.queue.enabled {
+                self.stats.disabled_frames += 1;
+                continue;
+            }
             let start = self.pieces.len();
             let Some(view) = self.queue.view() else { break };
             match view.walk(head, false, self.queue.indirect, &mut self.pieces) {
@@ -109,7 +114,7 @@ impl Source for VhostSource {
         self.queue.hush();
         self.take(n.min(BATCH));
         if self.frames.is_empty() {
-            // Nothing but bad chains. 0 would promise an event; to go on here would never end
+            // Nothing but bad chains, or a disabled ring. 0 would promise an event; to go on here would never end
             // with a guest that makes them as fast as we refuse them. So: a frame of no bytes.
             self.frames.push(Entry { first: 0, end: 0, len: 0, offload: Offload::default() });
         }

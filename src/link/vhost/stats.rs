@@ -13,6 +13,8 @@ pub struct Stats {
     pub long_frames: u64,
     /// Frames from the guest with offloads that were not negotiated or make no sense.
     pub bad_offloads: u64,
+    /// Frames from the guest on a ring that the VMM has disabled.
+    pub disabled_frames: u64,
     /// Rings stopped because of their indices.
     pub broken_rings: u64,
     /// Messages that were refused.
@@ -42,6 +44,7 @@ impl Stats {
         tell("frames shorter than a header", self.short_frames);
         tell("frames longer than a packet", self.long_frames);
         tell("frames with bad offloads", self.bad_offloads);
+        tell("frames on a disabled ring", self.disabled_frames);
         tell("rings stopped", self.broken_rings);
         tell("vhost-user messages refused", self.refused_messages);
         tell("clients sent away", self.dropped_clients);
@@ -55,6 +58,7 @@ impl Stats {
         self.short_frames += other.short_frames;
         self.long_frames += other.long_frames;
         self.bad_offloads += other.bad_offloads;
+        self.disabled_frames += other.disabled_frames;
         self.broken_rings += other.broken_rings;
         self.refused_messages += other.refused_messages;
         self.dropped_clients += other.dropped_clients;
