@@ -17,6 +17,7 @@
 //!   and [`host::Host`] (the native side), and imports no implementation of either.
 //! - [`link`] and [`host`] hold the seams and their implementations, which import neither
 //!   `translate` nor `engine`.
+//! - [`pasta`] finds or makes the network namespace that is served, and runs a command in it.
 //! - [`runtime`] owns the event loop and the only clock; [`app`] puts everything together.
 //! - [`sys`] is one small function per system call that no crate wraps; [`sandbox`] takes our
 //!   privileges away.
@@ -31,6 +32,7 @@ pub mod flow;
 pub mod host;
 pub mod link;
 pub mod log;
+pub mod pasta;
 pub mod runtime;
 pub mod sandbox;
 pub mod service;

@@ -43,6 +43,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("host", &["time", "wire", "span", "flow", "config", "token", "sys", "log"]),
     ("sandbox", &["time", "config", "sys", "log"]),
     ("daemon", &["time", "config", "sys", "log"]),
+    ("pasta", &["time", "wire", "config", "token", "sys", "log"]),
     (
         "runtime",
         &[
@@ -61,6 +62,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "log",
             "sandbox",
             "daemon",
+            "pasta",
         ],
     ),
 ];
