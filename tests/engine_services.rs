@@ -6,6 +6,7 @@ use common::packets::*;
 use common::rig::*;
 use passt::engine::Settings;
 use passt::engine::counters::DropReason;
+use passt::flow::Endpoint;
 use passt::link::{Link, Offload, PartialChecksum};
 use passt::time::Duration;
 use std::net::IpAddr;
@@ -226,4 +227,43 @@ fn other_ports_of_services_are_ordinary_traffic() {
     rig.send(udp((GUEST_V4, 5000), (PEER_V4, 68), b"nor this"));
     let total = rig.engine.datagram_flows() as u64 + rig.drops(DropReason::ServiceIgnored);
     assert_eq!(total, 2, "each is carried or counted");
+}
+
+/// A search for duplicates of `target` (RFC 4862 5.4.2).
+fn probe(target: IpAddr) -> Vec<u8> {
+    let mut message = vec![135, 0, 0, 0, 0, 0, 0, 0];
+    message.extend(octets(target));
+    icmpv6("::".parse().unwrap(), "ff02::1:ff00:77".parse().unwrap(), message)
+}
+
+/// Whom a peer that comes in by IPv6 gets to.
+fn reached(rig: &mut Rig, peer_port: u16) -> IpAddr {
+    let peer = Endpoint::new(PEER_V6, peer_port);
+    let local = Endpoint::new(GUEST_V6, HOST_PORT);
+    rig.engine.host_mut().state().borrow_mut().backlog.push_back(Ok((peer, local, 0)));
+    let syn = only_tcp(&rig.knock());
+    syn.dst.0
+}
+
+#[test]
+fn a_guest_is_found_by_the_address_that_it_has_only_searched_for_duplicates_of() {
+    let mut rig = Rig::new();
+    let slaac = "2001:db8::ff:fe00:77".parse().unwrap();
+    assert_eq!(reached(&mut rig, 1), GUEST_V6, "as configured");
+    assert!(rig.send(probe(slaac)).is_empty(), "it is not taken");
+    assert_eq!(reached(&mut rig, 2), slaac);
+    let mut broken = probe("2001:db8::bad".parse().unwrap());
+    broken[60] ^= 1;
+    rig.send(broken);
+    // A lease by DHCPv6, asked for in a hurry.
+    let mut solicit = vec![1, 0, 0, 1, 0, 1, 0, 10, 0, 3, 0, 1];
+    solicit.extend(GUEST_MAC);
+    solicit.extend([0, 3, 0, 12, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let servers = "ff02::1:2".parse().unwrap();
+    let client = LINK_LOCAL.parse().unwrap();
+    assert_eq!(rig.send(udp((client, 546), (servers, 547), &solicit)).len(), 1, "an offer");
+    assert_eq!(reached(&mut rig, 3), slaac, "which is no lease yet");
+    solicit.extend([0, 14, 0, 0]);
+    assert_eq!(rig.send(udp((client, 546), (servers, 547), &solicit)).len(), 1, "a lease");
+    assert_eq!(reached(&mut rig, 4), GUEST_V6);
 }

@@ -127,9 +127,19 @@ fn serve<H, K: Sink>(ctx: &mut Ctx<'_, H, K>, frame: &Frame<'_>) -> Option<()> {
         checksum_pending: frame.offload.checksum.is_some(),
         seen: Seen { v4: observed.v4, v6: observed.v6, link_local: observed.v6_link_local },
     };
-    match service::answer(&request, &ctx.shared.settings.view) {
+    let view = &ctx.shared.settings.view;
+    let outcome = service::answer(&request, view);
+    if let Some(target) = service::probed(&request) {
+        ctx.shared.observed.learn_probe(target);
+    }
+    match outcome {
         service::Outcome::NotForUs => return None,
-        service::Outcome::Consumed(Some(reply)) => ctx.send_frame(&reply),
+        service::Outcome::Consumed(Some(reply)) => {
+            if let Some(addr) = service::leased(&reply, view) {
+                ctx.shared.observed.learn_lease(addr);
+            }
+            ctx.send_frame(&reply);
+        }
         service::Outcome::Consumed(None) => ctx.shared.drop(DropReason::ServiceIgnored),
     }
     Some(())

@@ -63,6 +63,19 @@ pub struct Observed {
     pub v6_link_local: Option<Ipv6Addr>,
     v4_fixed: bool,
     v6_fixed: bool,
+    /// How we know of `v6`.
+    v6_by: Evidence,
+}
+
+/// How an address became known, from the weakest on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Evidence {
+    /// It is what the configuration says.
+    Assumed,
+    /// The guest has searched for duplicates of it.
+    Probed,
+    /// The guest has sent from it, or got it from us.
+    Used,
 }
 
 impl Observed {
@@ -74,6 +87,7 @@ impl Observed {
             v6_link_local: None,
             v4_fixed: view.v4.as_ref().is_none_or(|v4| v4.fixed),
             v6_fixed: view.v6.as_ref().is_none_or(|v6| v6.fixed),
+            v6_by: Evidence::Assumed,
         }
     }
 
@@ -86,9 +100,35 @@ impl Observed {
         match source {
             IpAddr::V4(a) if !self.v4_fixed => self.v4 = Some(a),
             IpAddr::V6(a) if a.is_unicast_link_local() => self.v6_link_local = Some(a),
-            IpAddr::V6(a) if !self.v6_fixed => self.v6 = Some(a),
+            IpAddr::V6(a) if !self.v6_fixed => self.v6_is(a, Evidence::Used),
             _ => {}
         }
+    }
+
+    /// The guest searches for duplicates of `target`, so it is about to take it: better than a
+    /// guess, as long as it has sent nothing. Of several the first is kept: hosts take a stable
+    /// address before temporary ones.
+    pub fn learn_probe(&mut self, target: Ipv6Addr) {
+        if !is_unicast(target.into()) || target.is_loopback() {
+            return;
+        }
+        if target.is_unicast_link_local() {
+            self.v6_link_local.get_or_insert(target);
+        } else if !self.v6_fixed && self.v6_by == Evidence::Assumed {
+            self.v6_is(target, Evidence::Probed);
+        }
+    }
+
+    /// The guest has got `addr` from us by DHCPv6.
+    pub const fn learn_lease(&mut self, addr: Ipv6Addr) {
+        if !self.v6_fixed {
+            self.v6_is(addr, Evidence::Used);
+        }
+    }
+
+    const fn v6_is(&mut self, addr: Ipv6Addr, by: Evidence) {
+        self.v6 = Some(addr);
+        self.v6_by = by;
     }
 
     /// The guest's address for traffic from `source`, as it was before translation.

@@ -3,16 +3,20 @@
 //! Pure functions over copied frames and the [`GuestView`]: no state, no clock, no socket. The
 //! engine asks [`is_udp_service`] and [`is_icmpv6_service`] (and takes every ARP packet) to know
 //! which frames to copy whole, then calls [`answer`] with them. [`router_advertisement`],
-//! [`learn_guest`] and [`RaTimer`] serve what nobody asked for. Replies are whole frames from the
+//! [`learn_guest`] and [`RaTimer`] serve what nobody asked for; [`probed`] and [`leased`] tell
+//! which address the guest is about to use. Replies are whole frames from the
 //! Ethernet header on, checksums complete; padding is the link's business.
 
 mod arp;
 mod dhcpv4;
 mod dhcpv6;
 mod frame;
+mod lesson;
 mod ndp;
 #[cfg(test)]
 mod tests;
+
+pub use lesson::{leased, probed};
 
 use crate::config::guest::{Dns, GuestView};
 use crate::time::Duration;

@@ -815,9 +815,12 @@ proptest! {
             frame[at] = value;
         }
         let whole = Request { frame: &frame, checksum_pending: true, seen: Seen::default() };
-        answer(&whole, &named());
         let cut = &frame[..cut.index(frame.len())];
-        answer(&Request { frame: cut, ..whole }, &named());
+        for request in [whole, Request { frame: cut, ..whole }] {
+            answer(&request, &named());
+            probed(&request);
+            leased(request.frame, &named());
+        }
     }
 
     #[test]

@@ -296,6 +296,37 @@ fn the_guests_address_is_the_last_one_seen_unless_it_is_fixed() {
 }
 
 #[test]
+fn a_search_for_duplicates_tells_of_an_address_until_the_guest_sends() {
+    let ll: Ipv6Addr = "fe80::77".parse().unwrap();
+    let (slaac, temporary): (Ipv6Addr, Ipv6Addr) =
+        ("2001:db8::ff:fe00:77".parse().unwrap(), "2001:db8::1234".parse().unwrap());
+    let mut observed = Observed::new(&view());
+    for nobody in ["::", "::1", "ff02::1"] {
+        observed.learn_probe(nobody.parse().unwrap());
+    }
+    assert_eq!(observed, Observed::new(&view()));
+    observed.learn_probe(ll);
+    observed.learn_probe("fe80::78".parse().unwrap());
+    observed.learn_probe(slaac);
+    observed.learn_probe(temporary);
+    assert_eq!((observed.v6, observed.v6_link_local), (Some(slaac), Some(ll)), "the first ones");
+    observed.learn(temporary.into());
+    observed.learn_probe(slaac);
+    assert_eq!(observed.v6, Some(temporary), "what it sends from is sure");
+    observed.learn_lease("2001:db8::10".parse().unwrap());
+    assert_eq!(observed.v6, Some("2001:db8::10".parse().unwrap()), "and so is what it was given");
+    observed.learn_probe(slaac);
+    assert_eq!(observed.v6, Some("2001:db8::10".parse().unwrap()));
+
+    let mut fixed = view();
+    fixed.v6.as_mut().unwrap().fixed = true;
+    let mut observed = Observed::new(&fixed);
+    observed.learn_probe(slaac);
+    observed.learn_lease(temporary);
+    assert_eq!(observed, Observed::new(&fixed));
+}
+
+#[test]
 fn in_local_mode_the_guest_is_reached_by_its_link_local_address() {
     let mut local = view();
     if let Some(v6) = &mut local.v6 {
