@@ -10,6 +10,7 @@ pub mod network;
 pub mod options;
 pub mod ports;
 pub mod resolv;
+pub mod rules_wire;
 mod summary;
 pub mod template;
 

@@ -13,6 +13,10 @@
 //! RANGE   = PORT [ "-" PORT ]
 //! ```
 
+mod check;
+
+pub use check::check;
+
 use crate::flow::Protocol;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -24,7 +28,10 @@ pub const DEFAULT_EPHEMERAL: RangeInclusive<u16> = 49_152..=65_535;
 /// Rules in one table at most: conflicts are looked for pairwise.
 pub const MAX_RULES: usize = 4096;
 
-/// Ports of the host that are forwarded.
+/// Where ports of a namespace are listened on: out of it, only what is local is forwarded.
+pub const LOOPBACK: &str = "lo";
+
+/// Ports that are forwarded from one side to the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// The address to listen on. `None` is any address of both families, on one dual-stack
@@ -156,6 +163,8 @@ pub enum Error {
         /// What is wrong with it.
         reason: Reason,
     },
+    /// A rule that no specifier makes.
+    Rule(Box<Rule>, Reason),
     /// It wants what another rule has.
     Conflict(Box<(Rule, Rule)>),
     /// IPv4 is off.
@@ -203,6 +212,7 @@ impl fmt::Display for Error {
             Self::Invalid { spec, reason } => {
                 write!(f, "Invalid port specifier '{spec}': {reason}")
             }
+            Self::Rule(rule, reason) => write!(f, "Invalid forwarding rule {rule}: {reason}"),
             Self::Conflict(rules) => {
                 let (new, old) = rules.as_ref();
                 write!(f, "Forwarding configuration conflict: {new} versus {old}")
@@ -272,6 +282,12 @@ impl Rules {
         }
         self.rules = all;
         Ok(())
+    }
+}
+
+impl From<Vec<Rule>> for Rules {
+    fn from(rules: Vec<Rule>) -> Self {
+        Self { rules }
     }
 }
 
@@ -350,13 +366,19 @@ impl PortSet {
 }
 
 /// The rules of one specifier other than `none`. They may still conflict with each other.
-fn parse(protocol: Protocol, spec: &str, context: &Context) -> Result<Vec<Rule>, Error> {
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse(protocol: Protocol, spec: &str, context: &Context) -> Result<Vec<Rule>, Error> {
     let invalid = |reason| Error::Invalid { spec: spec.to_owned(), reason };
     let (listen, chunks) = split(spec).map_err(invalid)?;
     if listen.is_some() && !context.listen_allowed {
         return Err(invalid(Reason::ListenNotAllowed));
     }
-    let listen = listen.unwrap_or_default();
+    let mut listen = listen.unwrap_or_default();
+    if !context.listen_allowed {
+        listen.ifname = Some(LOOPBACK.to_owned());
+    }
     let addr = listening_address(listen.addr, context)?;
 
     let mut excluded = PortSet::new();

@@ -380,3 +380,64 @@ proptest! {
         }
     }
 }
+
+/// The rules of specifiers, as a table that comes from elsewhere.
+fn table(specs: &[&str]) -> Vec<Rule> {
+    let parse = |spec: &&str| parse(Protocol::Tcp, spec, &context()).unwrap();
+    specs.iter().flat_map(parse).collect()
+}
+
+#[test]
+fn tables_of_good_rules_are_taken_as_they_are() {
+    for specs in [
+        &["22", "127.0.0.1/22", "%lo/22", "%eth0/22", "23-30:1-8"][..],
+        &["192.0.2.1/all:198.51.100.1", "[::]/80:2001:db8::5/81", "auto"],
+        &[],
+    ] {
+        let table = table(specs);
+        assert_eq!(check(table.clone(), &context()), Ok(table));
+    }
+}
+
+#[test]
+fn tables_are_held_to_what_the_command_line_is_held_to() {
+    let refused = |rules, context: &Context, message: &str| {
+        let error = check(rules, context).unwrap_err().to_string();
+        assert!(error.starts_with(message), "{error}");
+    };
+    let conflict = "Forwarding configuration conflict: TCP [*]:25-30  =>  25-30 versus TCP [*]:20";
+    refused(table(&["20-30", "192.0.2.1/25", "25-30"]), &context(), conflict);
+    refused(table(&["all", "25-30"]), &context(), "Forwarding configuration conflict: ");
+    let v4 = Context { v6: false, ..context() };
+    refused(table(&["::1/22"]), &v4, "IPv6 forward, but IPv6 not enabled");
+    refused(table(&["auto"]), &Context { auto_allowed: false, ..context() }, "'auto' port");
+    let inside = Context { listen_allowed: false, ..context() };
+    refused(table(&["%eth0/22"]), &inside, "Invalid forwarding rule TCP [*]%eth0:22  =>  22: list");
+    refused(vec![table(&["22"]).remove(0); MAX_RULES + 1], &context(), "More than 4096 port");
+    for change in [
+        |rule: &mut Rule| rule.first = 0,
+        |rule: &mut Rule| rule.last = 21,
+        |rule: &mut Rule| rule.to = 0,
+        |rule: &mut Rule| (rule.last, rule.to) = (24, 65_534),
+        |rule: &mut Rule| rule.target = Some("192.0.2.1".parse().unwrap()),
+    ] {
+        let mut rules = table(&["22"]);
+        change(&mut rules[0]);
+        refused(rules, &context(), "Invalid forwarding rule TCP ");
+    }
+}
+
+#[test]
+fn any_address_of_a_table_is_the_wildcard_of_the_only_family() {
+    let v4 = Context { v6: false, ..context() };
+    let rules = check(table(&["22"]), &v4).unwrap();
+    assert_eq!(rules[0].to_string(), "TCP [0.0.0.0]:22  =>  22");
+}
+
+#[test]
+fn out_of_a_namespace_ports_of_its_loopback_interface_are_forwarded() {
+    let inside = Context { listen_allowed: false, ..context() };
+    let rules = parse(Protocol::Tcp, "22:2222", &inside).unwrap();
+    assert_eq!(rules[0].to_string(), "TCP [*]%lo:22  =>  2222");
+    assert_eq!(check(rules.clone(), &inside), Ok(rules));
+}
