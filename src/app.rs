@@ -161,12 +161,12 @@ fn run(program: Program, mode: Mode, typed: &Typed) -> Result<(), Error> {
     // Descriptors that we inherited go first, before we have any of our own.
     let inherited = daemon::take_over(typed.fd).inspect_err(|e| complain(e))?;
     crate::log::init(&log_options(program, &process)).inspect_err(|e| complain(e))?;
-    Config::supports(mode)?;
     let started = Started::begin()?;
     let signals = Signals::block()?;
     let (config, warnings) = Config::new(mode, typed, &facts()?)?;
     warnings.iter().for_each(|warning| warn!("{warning}"));
     match config {
+        Config::Pasta(_) => Err(config::Error::NotYet.into()),
         Config::VhostUser(config) => {
             let settings = Settings { mtu: config.network.guest.mtu, ..Settings::default() };
             let link = |door, one_off, epoll| match door {

@@ -354,6 +354,64 @@ fn bad_values_and_combinations_are_one_line_and_leave_nothing_behind() {
 }
 
 #[test]
+fn what_makes_no_sense_for_a_namespace_is_one_line_and_leaves_nothing_behind() {
+    let folder = Folder::new();
+    let files = format!("-P {}", folder.path("pid"));
+    for (line, message) in [
+        ("-I a/b", "Invalid interface name: a/b"),
+        ("--ns-ifname 0123456789abcdef", "Invalid interface name: 0123456789abcdef"),
+        ("--ns-mac-addr 9a:55", "Invalid MAC address: 9a:55"),
+        ("--ns-mac-addr 00:00:00:00:00:00", "Invalid MAC address: 00:00:00:00:00:00"),
+        ("--netns=", "Invalid network namespace: empty path"),
+        ("--userns=", "Invalid user namespace: empty path"),
+        ("--netns a ls", "Both --netns and PID or command given"),
+        ("--netns a 1", "Both --netns and PID or command given"),
+        ("2147483648", "Invalid PID: 2147483648"),
+        ("0", "Invalid PID: 0"),
+        ("--no-splice --splice-only", "Options --no-splice and --splice-only exclude each other"),
+        (
+            "--no-splice --host-lo-to-ns-lo ls",
+            "Options --no-splice and --host-lo-to-ns-lo exclude each other",
+        ),
+        ("--no-copy-routes ls", "Option --no-copy-routes needs --config-net"),
+        ("--no-copy-addrs ls", "Option --no-copy-addrs needs --config-net"),
+        ("--fd 3 1", "Invalid --fd: 3"),
+        ("--stats 1 1", "Option --stats needs --foreground"),
+        ("-T 127.0.0.1/22 ls", "Invalid port specifier '127.0.0.1/22': listening address not"),
+        ("-U foo ls", "Invalid port specifier 'foo': "),
+        ("-T 22,22 ls", "Forwarding configuration conflict: "),
+        ("--no-tcp -t auto ls", "TCP port forwarding requested, but TCP is disabled"),
+        ("--no-udp -U 53 ls", "UDP port forwarding requested, but UDP is disabled"),
+        ("-i bogus0 ls", "Invalid interface name bogus0: no such interface"),
+        ("-a 192.0.2.1/24 -n 24 ls", "Redundant netmask"),
+        ("-s /a ls", "--socket is for passt mode only"),
+        ("-1 ls", "--one-off is for passt mode only"),
+        ("--no-dhcp-search ls", "--no-dhcp-search is for passt mode only"),
+        ("--migrate-exit ls", "--migrate-exit is for vhost-user mode only"),
+        ("--repair-path /a ls", "--repair-path is not supported yet"),
+    ] {
+        let text = fails(PASTA, &format!("{files} {line}"));
+        let last = text.lines().last().unwrap_or_default();
+        assert!(last.starts_with(message), "{line}: {text}");
+        let warnings = text.lines().filter(|line| line.contains(" is deprecated, use ")).count();
+        assert_eq!(text.lines().count(), 1 + warnings, "{line}: {text}");
+        assert!(folder.names().is_empty(), "{line}: {:?}", folder.names());
+    }
+    for (line, message) in [
+        ("--bogus ls", "unrecognized option '--bogus'"),
+        ("-z ls", "invalid option -- 'z'"),
+        ("--netns", "option '--netns' requires an argument"),
+        ("--config-net=1 ls", "option '--config-net' doesn't allow an argument"),
+        ("--no-copy- ls", "option '--no-copy-' is ambiguous; possibilities: "),
+    ] {
+        let text = fails(PASTA, line);
+        let (first, usage) = text.split_once('\n').expect("has lines");
+        assert!(first.starts_with(&format!("{PASTA}: {message}")), "{first}");
+        assert!(usage.contains("--config-net"), "{usage}");
+    }
+}
+
+#[test]
 fn what_comes_with_a_later_release_says_so() {
     assert_eq!(fails(PASTA, ""), "pasta comes with a later release\n");
     assert_eq!(

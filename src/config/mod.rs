@@ -6,6 +6,8 @@
 
 pub mod facts;
 pub mod guest;
+pub mod namespace;
+pub mod netplan;
 pub mod network;
 pub mod options;
 pub mod ports;
@@ -17,8 +19,9 @@ pub mod template;
 use crate::flow::Protocol;
 use facts::HostFacts;
 use guest::{GuestView, Translation};
+pub use namespace::{Pasta, Tap, Target};
 use network::{Enabled, Templates};
-use options::{Family, Mode, Typed, Verbosity};
+use options::{Family, InNamespace, Mode, Typed, Verbosity};
 use ports::Rule;
 use std::fmt;
 use std::path::PathBuf;
@@ -54,11 +57,17 @@ pub struct Process {
 }
 
 impl Process {
-    /// The part of what was typed that concerns the process.
+    /// The part of what was typed that concerns the process. A command is waited for, and what is
+    /// on the terminal is its own.
     pub fn new(typed: &Typed) -> Self {
+        let runs = typed.namespace.as_ref().is_some_and(|asked| asked.target.runs());
+        let verbosity = match typed.verbosity {
+            Verbosity::Info if runs => Verbosity::Quiet,
+            verbosity => verbosity,
+        };
         Self {
-            foreground: typed.foreground,
-            verbosity: typed.verbosity,
+            foreground: typed.foreground || runs,
+            verbosity,
             stats: typed.stats,
             log_file: typed.log_file.clone(),
             log_size: typed.log_size.unwrap_or(DEFAULT_LOG_SIZE),
@@ -167,15 +176,13 @@ pub enum Config {
     Stream(Box<Machine>),
     /// `passt --vhost-user`: rings in the guest's memory.
     VhostUser(Box<Machine>),
+    /// `pasta`: a network namespace.
+    Pasta(Box<Pasta>),
 }
 
 /// Why options make no sense together, or on this host. Each stands alone as a line to the user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Error {
-    /// `--fd` and `--socket`.
-    FdAndSocket,
-    /// `--stats` without `--foreground`.
-    StatsInBackground,
     /// `--netmask`, and `--address` with a length.
     NetmaskTwice,
     /// `--interface`, or `--outbound-if4` or `-if6`, names none.
@@ -186,6 +193,12 @@ pub enum Error {
     ProtocolDisabled(Protocol),
     /// A port option that makes no sense.
     Ports(ports::Error),
+    /// Two options that contradict each other.
+    Exclusive(&'static str, &'static str),
+    /// An option that means nothing without another one.
+    Needs(&'static str, &'static str),
+    /// `--fd` for a namespace.
+    TapDescriptor,
     /// A program that comes later.
     NotYet,
 }
@@ -193,8 +206,6 @@ pub enum Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::FdAndSocket => f.write_str("Options --fd and --socket exclude each other"),
-            Self::StatsInBackground => f.write_str("Option --stats needs --foreground"),
             Self::NetmaskTwice => {
                 f.write_str("Redundant netmask: given with --netmask and with --address")
             }
@@ -209,6 +220,9 @@ impl fmt::Display for Error {
                 f.write_str("UDP port forwarding requested, but UDP is disabled")
             }
             Self::Ports(error) => error.fmt(f),
+            Self::Exclusive(a, b) => write!(f, "Options {a} and {b} exclude each other"),
+            Self::Needs(option, other) => write!(f, "Option {option} needs {other}"),
+            Self::TapDescriptor => f.write_str("--fd is not supported yet for namespaces"),
             Self::NotYet => f.write_str("pasta comes with a later release"),
         }
     }
@@ -223,42 +237,43 @@ impl From<ports::Error> for Error {
 }
 
 impl Config {
-    /// Whether there is such a program yet.
-    ///
-    /// # Errors
-    /// [`Error::NotYet`].
-    pub const fn supports(mode: Mode) -> Result<(), Error> {
-        match mode {
-            Mode::Passt | Mode::VhostUser => Ok(()),
-            Mode::Pasta => Err(Error::NotYet),
-        }
-    }
-
     /// What `typed` means on this host, and what the user is to be warned of.
     ///
     /// # Errors
     /// What makes no sense.
     pub fn new(mode: Mode, typed: &Typed, facts: &HostFacts) -> Result<(Self, Vec<String>), Error> {
-        Self::supports(mode)?;
+        if typed.stats.is_some() && !Process::new(typed).foreground {
+            return Err(Error::Needs("--stats", "--foreground"));
+        }
+        match mode {
+            Mode::Pasta => {
+                let (pasta, warnings) = Pasta::new(typed, facts)?;
+                Ok((Self::Pasta(Box::new(pasta)), warnings))
+            }
+            Mode::VhostUser => {
+                let (machine, warnings) = Machine::new(mode, typed, facts)?;
+                Ok((Self::VhostUser(Box::new(machine)), warnings))
+            }
+            Mode::Passt => {
+                let (machine, warnings) = Machine::new(mode, typed, facts)?;
+                Ok((Self::Stream(Box::new(machine)), warnings))
+            }
+        }
+    }
+}
+
+impl Machine {
+    fn new(mode: Mode, typed: &Typed, facts: &HostFacts) -> Result<(Self, Vec<String>), Error> {
         let socket = match (typed.fd, &typed.socket) {
-            (Some(_), Some(_)) => return Err(Error::FdAndSocket),
+            (Some(_), Some(_)) => return Err(Error::Exclusive("--fd", "--socket")),
             (Some(fd), None) => Socket::Connected(fd),
             (None, Some(path)) => Socket::Listen(path.clone()),
             (None, None) => Socket::ListenAnywhere,
         };
-        if typed.stats.is_some() && !typed.foreground {
-            return Err(Error::StatsInBackground);
-        }
         let (network, warnings) = Network::new(mode, typed, facts)?;
         let process = Process::new(typed);
         let one_off = typed.one_off || typed.fd.is_some();
-        let machine = Box::new(Machine { process, network, socket, one_off });
-        let config = match mode {
-            Mode::VhostUser => Self::VhostUser(machine),
-            Mode::Passt => Self::Stream(machine),
-            Mode::Pasta => return Err(Error::NotYet),
-        };
-        Ok((config, warnings))
+        Ok((Self { process, network, socket, one_off }, warnings))
     }
 }
 
@@ -317,7 +332,9 @@ impl Network {
             }
         }
         let dns = &self.guest.dns;
-        if dns.v4.is_empty() && dns.v6.is_empty() && !typed.no_dns {
+        let none = dns.v4.is_empty() && dns.v6.is_empty();
+        let forwarded = typed.v4.dns_forward.is_some() || typed.v6.dns_forward.is_some();
+        if none && !typed.no_dns && (dns.advertise_servers || forwarded) {
             warnings.push("Couldn't get any nameserver address".to_owned());
         }
         warnings
@@ -350,6 +367,10 @@ fn templates(
     })
 }
 
+/// What is done with a port option for a protocol that was not given: `pasta` looks at the other
+/// side for what is listened on, as far as that protocol is on.
+const PASTA_DEFAULT: &str = "auto";
+
 fn forwards(
     mode: Mode,
     typed: &Typed,
@@ -363,17 +384,42 @@ fn forwards(
         auto_allowed: mode == Mode::Pasta,
         listen_allowed: true,
     };
+    rules(&typed.ports, typed, &context)
+}
+
+/// The rules for ports inside of a namespace.
+fn forwards_inside(
+    typed: &Typed,
+    asked: &InNamespace,
+    facts: &HostFacts,
+) -> Result<Vec<Rule>, Error> {
+    let enabled = enabled(typed, facts)?;
+    let context = ports::Context {
+        v4: enabled.v4,
+        v6: enabled.v6,
+        ephemeral: facts.ephemeral.clone(),
+        auto_allowed: true,
+        listen_allowed: false,
+    };
+    rules(&asked.ports, typed, &context)
+}
+
+fn rules(
+    specs: &[(Protocol, String)],
+    typed: &Typed,
+    context: &ports::Context,
+) -> Result<Vec<Rule>, Error> {
     let mut rules = ports::Rules::default();
-    for (protocol, spec) in &typed.ports {
-        let off = match protocol {
-            Protocol::Tcp => typed.no_tcp,
-            Protocol::Udp => typed.no_udp,
-            Protocol::Echo => typed.no_icmp,
-        };
-        if off && spec != "none" {
-            return Err(Error::ProtocolDisabled(*protocol));
+    for (protocol, off) in [(Protocol::Tcp, typed.no_tcp), (Protocol::Udp, typed.no_udp)] {
+        if context.auto_allowed && !off && specs.iter().all(|(other, _)| *other != protocol) {
+            rules.add(protocol, PASTA_DEFAULT, context)?;
         }
-        rules.add(*protocol, spec, &context)?;
+        if off && specs.iter().any(|(other, spec)| *other == protocol && spec != "none") {
+            return Err(Error::ProtocolDisabled(protocol));
+        }
+    }
+    for (protocol, spec) in specs {
+        rules.add(*protocol, spec, context)?;
     }
     Ok(rules.into_vec())
 }

@@ -7,6 +7,7 @@
 mod table;
 mod values;
 
+use super::namespace::Target;
 use crate::flow::Protocol;
 use crate::wire::MacAddr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -14,7 +15,7 @@ use clap::{ArgAction, ArgMatches, Command, ValueHint, value_parser};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use table::{Action, GROUPS, Opt, options};
 
 /// The program that was started.
@@ -103,6 +104,43 @@ impl<A> Default for PerFamily<A> {
     }
 }
 
+/// What was typed for a namespace: options of `pasta` only.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InNamespace {
+    /// `--ns-ifname`.
+    pub ifname: Option<String>,
+    /// `--ns-mac-addr`.
+    pub mac: Option<MacAddr>,
+    /// `--userns`, unless `--netns-only` came later.
+    pub userns: Option<PathBuf>,
+    /// `--netns`, as a path.
+    pub netns: Option<PathBuf>,
+    /// `--netns-only`, unless `--userns` came later.
+    pub netns_only: bool,
+    /// `--no-netns-quit`.
+    pub no_quit: bool,
+    /// `--config-net`.
+    pub config_net: bool,
+    /// `--no-copy-routes`.
+    pub no_copy_routes: bool,
+    /// `--no-copy-addrs`.
+    pub no_copy_addrs: bool,
+    /// `--dhcp-dns`.
+    pub dhcp_dns: bool,
+    /// `--dhcp-search`.
+    pub dhcp_search: bool,
+    /// `--host-lo-to-ns-lo`.
+    pub lo_to_lo: bool,
+    /// `--no-splice`.
+    pub no_splice: bool,
+    /// `--splice-only`.
+    pub splice_only: bool,
+    /// `--tcp-ns` and `--udp-ns`, in order.
+    pub ports: Vec<(Protocol, String)>,
+    /// What the words behind the options, or `--netns`, ask for.
+    pub target: Target,
+}
+
 /// The command line as it was typed. Each value is sound by itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Typed {
@@ -184,8 +222,17 @@ pub struct Typed {
     pub no_dhcp_search: bool,
     /// `--tcp-ports` and `--udp-ports`, in order.
     pub ports: Vec<(Protocol, String)>,
+    /// What only `pasta` understands; `None` for the others.
+    pub namespace: Option<Box<InNamespace>>,
     /// What to tell the user without stopping.
     pub warnings: Vec<String>,
+}
+
+impl Typed {
+    /// What was typed for a namespace, to be added to.
+    fn namespace(&mut self) -> &mut InNamespace {
+        self.namespace.get_or_insert_default()
+    }
 }
 
 /// What the command line asks for.
@@ -313,7 +360,7 @@ fn argument(program: Program, heading: &'static str, option: &Opt) -> clap::Arg 
     let mut arg = clap::Arg::new(option.long)
         .long(option.long)
         .visible_aliases(option.aliases)
-        .help(option.help)
+        .help(option.help(program))
         .help_heading(heading)
         .hide(!option.supported() || !modes.iter().any(|mode| option.exists_in(*mode)))
         .value_parser(value_parser!(OsString))
@@ -369,18 +416,41 @@ fn apply(program: Program, found: &ArgMatches) -> Result<Request, Error> {
             },
             Action::Path(_, set) => set(&mut typed, value.as_ref()),
             Action::Print(text) => return Ok(Request::Print(text(program))),
-            Action::Later(_) if mode == Mode::Pasta => Ok(()),
             Action::Later(_) => Err(format!("--{name} is not supported yet")),
         };
         outcome.map_err(Error::plain)?;
     }
-    if mode != Mode::Pasta
-        && let Some(extra) = found.get_raw(POSITIONAL).and_then(|mut values| values.next())
-    {
+    let words: Vec<_> = found.get_raw(POSITIONAL).into_iter().flatten().collect();
+    if mode == Mode::Pasta {
+        let namespace = typed.namespace();
+        namespace.target = target(&words, namespace.netns.as_deref()).map_err(Error::plain)?;
+    } else if let Some(extra) = words.first() {
         let extra = extra.to_string_lossy();
         return Err(Error::plain(format!("Extra non-option argument: {extra}")));
     }
     Ok(Request::Run(mode, Box::new(typed)))
+}
+
+/// What the words behind `pasta`'s options mean: nothing but digits is the number of a process,
+/// anything else a command.
+fn target(words: &[&OsStr], netns: Option<&Path>) -> Result<Target, String> {
+    match (words, netns) {
+        ([], None) => Ok(Target::Shell),
+        ([], Some(path)) => Ok(Target::Path(path.to_owned())),
+        (_, Some(_)) => Err("Both --netns and PID or command given".to_owned()),
+        ([word], None) if is_number(word) => {
+            let pid = word.to_str().and_then(|word| word.parse().ok()).filter(|pid| *pid > 0);
+            pid.map(Target::Pid).ok_or_else(|| format!("Invalid PID: {}", word.to_string_lossy()))
+        }
+        (words, None) => {
+            Ok(Target::Command(words.iter().map(|word| OsString::from(*word)).collect()))
+        }
+    }
+}
+
+fn is_number(word: &OsStr) -> bool {
+    let word = word.as_encoded_bytes();
+    !word.is_empty() && word.iter().all(u8::is_ascii_digit)
 }
 
 /// What `getopt_long` would say: others look for these words.

@@ -25,11 +25,17 @@ impl Network {
         }
         lines.push(format!("MAC: {}", self.guest.our_mac));
         lines.extend(dns(&self.guest.dns));
-        if !self.forwards.is_empty() {
-            lines.push("Inbound forwarding rules (HOST):".to_owned());
-            lines.extend(self.forwards.iter().map(|rule| format!("    {rule}")));
-        }
+        lines.extend(self.forwards_summary());
         lines
+    }
+
+    /// The rules for ports, line by line.
+    pub(super) fn forwards_summary(&self) -> Vec<String> {
+        if self.forwards.is_empty() {
+            return Vec::new();
+        }
+        let heading = std::iter::once("Inbound forwarding rules (HOST):".to_owned());
+        heading.chain(self.forwards.iter().map(|rule| format!("    {rule}"))).collect()
     }
 
     fn v4(&self, v4: &GuestV4) -> Vec<String> {

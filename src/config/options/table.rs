@@ -26,7 +26,8 @@ pub(super) struct Opt {
     pub(super) aliases: &'static [&'static str],
     pub(super) action: Action,
     modes: u8,
-    pub(super) help: &'static str,
+    help: &'static str,
+    help_in_pasta: Option<&'static str>,
 }
 
 /// The option that chooses the link, and with it the mode.
@@ -82,7 +83,19 @@ impl Opt {
         action: Action,
         help: &'static str,
     ) -> Self {
-        Self { short, long, aliases: &[], action, modes, help }
+        Self { short, long, aliases: &[], action, modes, help, help_in_pasta: None }
+    }
+
+    /// What the option does, in the words of `program`.
+    pub(super) const fn help(&self, program: Program) -> &'static str {
+        match (program, self.help_in_pasta) {
+            (Program::Pasta, Some(help)) => help,
+            _ => self.help,
+        }
+    }
+
+    const fn in_pasta(self, help: &'static str) -> Self {
+        Self { help_in_pasta: Some(help), ..self }
     }
 
     const fn aliases(self, aliases: &'static [&'static str]) -> Self {
@@ -91,6 +104,10 @@ impl Opt {
 }
 
 use Action::{Flag, Later, Path, Print, Text};
+
+fn deprecated(name: &str, instead: &str) -> String {
+    format!("--{name} is deprecated, use {instead}")
+}
 
 fn no_migration(name: &str) -> String {
     format!("--{name} is deprecated and does nothing: there is no migration yet")
@@ -396,8 +413,20 @@ const NAMES: &[Opt] = &[
         Flag(|t| t.no_dhcp_search = true),
         "Don't hand out search domains",
     ),
-    Opt::new(PASTA, None, "dhcp-dns", Later(None), "Hand out resolvers"),
-    Opt::new(PASTA, None, "dhcp-search", Later(None), "Hand out search domains"),
+    Opt::new(
+        PASTA,
+        None,
+        "dhcp-dns",
+        Flag(|t| t.namespace().dhcp_dns = true),
+        "Hand out resolvers by DHCP, DHCPv6 and NDP",
+    ),
+    Opt::new(
+        PASTA,
+        None,
+        "dhcp-search",
+        Flag(|t| t.namespace().dhcp_search = true),
+        "Hand out search domains by DHCP, DHCPv6 and NDP",
+    ),
 ];
 
 const SERVICES: &[Opt] = &[
@@ -434,6 +463,11 @@ const PORTS: &[Opt] = &[
         }),
         "TCP ports to forward to the guest, may be repeated (default: none): 'none', 'all', or \
          [ADDR][%IFNAME/]PORT[-PORT][:[TARGET/]PORT[-PORT]], with commas, and ~PORT to leave out",
+    )
+    .in_pasta(
+        "TCP ports to forward to the namespace, may be repeated (default: auto): 'none', 'all', \
+         'auto' for those that are listened on, or \
+         [ADDR][%IFNAME/]PORT[-PORT][:[TARGET/]PORT[-PORT]], with commas, and ~PORT to leave out",
     ),
     Opt::new(
         ANY,
@@ -444,22 +478,123 @@ const PORTS: &[Opt] = &[
             Ok(())
         }),
         "UDP ports to forward to the guest, as for --tcp-ports",
+    )
+    .in_pasta("UDP ports to forward to the namespace, as for --tcp-ports"),
+    Opt::new(
+        PASTA,
+        Some('T'),
+        "tcp-ns",
+        Text("SPEC", |t, v| {
+            t.namespace().ports.push((Protocol::Tcp, v.to_owned()));
+            Ok(())
+        }),
+        "TCP ports of the namespace's loopback interface to forward to the host's, as for \
+         --tcp-ports but without an address to listen on (default: auto)",
     ),
-    Opt::new(PASTA, Some('T'), "tcp-ns", Later(Some("SPEC")), "TCP ports to forward to the host"),
-    Opt::new(PASTA, Some('U'), "udp-ns", Later(Some("SPEC")), "UDP ports to forward to the host"),
+    Opt::new(
+        PASTA,
+        Some('U'),
+        "udp-ns",
+        Text("SPEC", |t, v| {
+            t.namespace().ports.push((Protocol::Udp, v.to_owned()));
+            Ok(())
+        }),
+        "UDP ports to forward to the host, as for --tcp-ns",
+    ),
 ];
 
 const NAMESPACE: &[Opt] = &[
-    Opt::new(PASTA, Some('I'), "ns-ifname", Later(Some("NAME")), "Name of the interface inside"),
-    Opt::new(PASTA, None, "userns", Later(Some("PATH")), "User namespace to join"),
-    Opt::new(PASTA, None, "netns", Later(Some("PATH|NAME")), "Network namespace to join"),
-    Opt::new(PASTA, None, "netns-only", Later(None), "Neither join nor create a user namespace"),
-    Opt::new(PASTA, None, "no-netns-quit", Later(None), "Stay when the namespace disappears"),
-    Opt::new(PASTA, None, "config-net", Later(None), "Configure the interface inside"),
-    Opt::new(PASTA, None, "no-copy-routes", Later(None), "Don't copy routes"),
-    Opt::new(PASTA, None, "no-copy-addrs", Later(None), "Don't copy addresses"),
-    Opt::new(PASTA, None, "ns-mac-addr", Later(Some("MAC")), "MAC address inside"),
-    Opt::new(PASTA, None, "host-lo-to-ns-lo", Later(None), "Loopback stays loopback inside"),
-    Opt::new(PASTA, None, "no-splice", Later(None), "No direct path for local connections"),
-    Opt::new(PASTA, None, "splice-only", Later(None), "Only the path for local connections"),
+    Opt::new(
+        PASTA,
+        Some('I'),
+        "ns-ifname",
+        Text("NAME", |t, v| values::interface(&mut t.namespace().ifname, v)),
+        "Name of the interface in the namespace (default: the host's, or else tap0)",
+    ),
+    Opt::new(
+        PASTA,
+        None,
+        "ns-mac-addr",
+        Text("MAC", values::ns_mac),
+        "MAC address of the interface in the namespace (default: random)",
+    ),
+    Opt::new(
+        PASTA,
+        None,
+        "userns",
+        Path("PATH", values::userns),
+        "User namespace to join (default: a new one, or the process's)",
+    ),
+    Opt::new(
+        PASTA,
+        None,
+        "netns",
+        Path("PATH|NAME", values::netns),
+        "Network namespace to join, by path or by its name under /run/netns",
+    ),
+    Opt::new(
+        PASTA,
+        None,
+        "netns-only",
+        Flag(|t| {
+            t.namespace().netns_only = true;
+            t.namespace().userns = None;
+        }),
+        "Neither join nor create a user namespace (default with --netns and no --userns)",
+    ),
+    Opt::new(
+        PASTA,
+        None,
+        "no-netns-quit",
+        Flag(|t| t.namespace().no_quit = true),
+        "Don't exit when the namespace that was joined disappears",
+    ),
+    Opt::new(
+        PASTA,
+        None,
+        "config-net",
+        Flag(|t| t.namespace().config_net = true),
+        "Configure the interface in the namespace: up, with addresses and routes; implies --no-ra",
+    ),
+    Opt::new(
+        PASTA,
+        None,
+        "no-copy-routes",
+        Flag(|t| {
+            t.namespace().no_copy_routes = true;
+            t.warnings.push(deprecated("no-copy-routes", "--gateway"));
+        }),
+        "Deprecated: no routes but the default one, with --config-net; --gateway does the same",
+    ),
+    Opt::new(
+        PASTA,
+        None,
+        "no-copy-addrs",
+        Flag(|t| {
+            t.namespace().no_copy_addrs = true;
+            t.warnings.push(deprecated("no-copy-addrs", "--address"));
+        }),
+        "Deprecated: one address of each IP version, with --config-net; --address does the same",
+    ),
+    Opt::new(
+        PASTA,
+        None,
+        "host-lo-to-ns-lo",
+        Flag(|t| t.namespace().lo_to_lo = true),
+        "Connections to the host's loopback address reach the namespace's",
+    ),
+    Opt::new(
+        PASTA,
+        None,
+        "no-splice",
+        Flag(|t| t.namespace().no_splice = true),
+        "No direct path for connections to the host's loopback address",
+    ),
+    Opt::new(
+        PASTA,
+        None,
+        "splice-only",
+        Flag(|t| t.namespace().splice_only = true),
+        "Only the direct path between loopback addresses: no interface in the namespace",
+    ),
 ];

@@ -114,6 +114,29 @@ pub(super) fn mac(typed: &mut Typed, text: &str) -> Outcome {
     Ok(())
 }
 
+pub(super) fn ns_mac(typed: &mut Typed, text: &str) -> Outcome {
+    let mac = parse_mac(text).filter(|mac| *mac != MacAddr::default());
+    typed.namespace().mac = Some(mac.ok_or_else(|| format!("Invalid MAC address: {text}"))?);
+    Ok(())
+}
+
+/// Where network namespaces have names (ip-netns(8)).
+const NETNS_FOLDER: &str = "/run/netns";
+
+pub(super) fn netns(typed: &mut Typed, value: &Path) -> Outcome {
+    let netns = &mut typed.namespace().netns;
+    path(netns, "network namespace", value)?;
+    if !value.as_os_str().as_bytes().contains(&b'/') {
+        *netns = Some(Path::new(NETNS_FOLDER).join(value));
+    }
+    Ok(())
+}
+
+pub(super) fn userns(typed: &mut Typed, value: &Path) -> Outcome {
+    typed.namespace().netns_only = false;
+    path(&mut typed.namespace().userns, "user namespace", value)
+}
+
 fn parse_mac(text: &str) -> Option<MacAddr> {
     let mut mac = MacAddr::default();
     let mut parts = text.split(':');
