@@ -3,7 +3,7 @@
 //! A value module: the engine chooses tokens, the host's sockets and the links register them, the
 //! runtime takes them apart again. Nobody else reads the bits.
 
-use crate::flow::FlowId;
+use crate::flow::{FlowId, Side};
 
 /// The subject of a readiness event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,6 +19,10 @@ pub enum Token {
     Tcp(FlowId),
     /// The socket of a UDP flow or a ping.
     Datagram(FlowId),
+    /// One of the sockets of a spliced TCP connection: that of this side.
+    Splice(FlowId, Side),
+    /// One of the sockets of a UDP exchange between both sides: that of this side.
+    Relay(FlowId, Side),
     /// Anything else the runtime registered: netlink, control API, watches.
     Runtime(u32),
 }
@@ -33,6 +37,10 @@ impl Token {
             Self::Tcp(id) => (3, id.generation(), id.index()),
             Self::Datagram(id) => (4, id.generation(), id.index()),
             Self::Runtime(n) => (5, 0, n),
+            Self::Splice(id, Side::Outside) => (6, id.generation(), id.index()),
+            Self::Splice(id, Side::Inside) => (7, id.generation(), id.index()),
+            Self::Relay(id, Side::Outside) => (8, id.generation(), id.index()),
+            Self::Relay(id, Side::Inside) => (9, id.generation(), id.index()),
         };
         ((kind as u64) << 56) | ((generation as u64) << 32) | index as u64
     }
@@ -41,13 +49,18 @@ impl Token {
     pub const fn from_bits(bits: u64) -> Option<Self> {
         let index = bits as u32;
         let generation = (bits >> 32) as u32 & FlowId::GENERATION_MASK;
+        let flow = FlowId::new(index, generation);
         Some(match bits >> 56 {
             0 => Self::Link(index),
             1 => Self::Signal,
             2 => Self::Listener(index),
-            3 => Self::Tcp(FlowId::new(index, generation)),
-            4 => Self::Datagram(FlowId::new(index, generation)),
+            3 => Self::Tcp(flow),
+            4 => Self::Datagram(flow),
             5 => Self::Runtime(index),
+            6 => Self::Splice(flow, Side::Outside),
+            7 => Self::Splice(flow, Side::Inside),
+            8 => Self::Relay(flow, Side::Outside),
+            9 => Self::Relay(flow, Side::Inside),
             _ => return None,
         })
     }

@@ -149,7 +149,7 @@ fn a_datagram_that_the_ring_never_holds_does_not_hold_up_the_rest_for_ever() {
 fn a_run_that_is_cut_for_want_of_room_goes_on_where_it_was() {
     let mut rig = opened(false);
     let run = pattern(10 * 100);
-    let token = Token::Datagram(rig.datagrams(0).flow);
+    let token = rig.datagrams(0).token;
     rig.datagrams(0).incoming.push_back((run.clone(), Some(100)));
     rig.link.sink.free = 3;
     let mut frames = rig.ready(token, READABLE);
@@ -170,7 +170,7 @@ fn late_datagrams_are_bounded_and_forgotten_with_their_flow() {
     let empty: Vec<&[u8]> = vec![b""; 32];
     assert_eq!(rig.remote_sends(0, &empty).len(), 1);
     for _ in 0..10 {
-        let token = Token::Datagram(rig.datagrams(0).flow);
+        let token = rig.datagrams(0).token;
         rig.datagrams(0).incoming.push_back((vec![1], None));
         assert!(rig.ready(token, READABLE).is_empty());
     }
@@ -231,7 +231,7 @@ fn frames_that_never_fit_are_counted_and_hold_up_nothing() {
 #[test]
 fn a_socket_whose_error_is_not_to_be_found_is_closed_in_the_end() {
     let mut rig = opened(false);
-    let token = Token::Datagram(rig.datagrams(0).flow);
+    let token = rig.datagrams(0).token;
     let error = Readiness { error: true, ..NOT_READY };
     for _ in 0..100 {
         assert!(rig.ready(token, error).is_empty());
@@ -292,7 +292,7 @@ fn a_full_table_costs_datagrams_until_a_flow_ends() {
 #[test]
 fn events_of_flows_that_are_gone_do_nothing() {
     let mut rig = opened(false);
-    let old = Token::Datagram(rig.datagrams(0).flow);
+    let old = rig.datagrams(0).token;
     rig.after(Duration::from_secs(31));
     open(&mut rig, false);
     rig.datagrams(1).incoming.push_back((b"not for the old one".to_vec(), None));

@@ -10,7 +10,7 @@ use common::script_link::ScriptLink;
 use common::sim::Chance;
 use passt::engine::counters::DropReason;
 use passt::engine::{Engine, Settings};
-use passt::flow::{Endpoint, FlowId, Protocol};
+use passt::flow::{Endpoint, FlowId, Protocol, Side};
 use passt::host::{
     Accepted, Batch, Connect, Host, IcmpCause, Message, Outbound, SocketError, StreamInfo,
 };
@@ -39,8 +39,8 @@ struct Known {
 #[derive(Debug)]
 struct Shared {
     chance: Chance,
-    streams: BTreeMap<u64, (Option<FlowId>, Known)>,
-    datagrams: BTreeMap<u64, FlowId>,
+    streams: BTreeMap<u64, (Option<Token>, Known)>,
+    datagrams: BTreeMap<u64, Token>,
     next: u64,
     /// How often calls fail, in percent.
     trouble: u8,
@@ -128,20 +128,20 @@ impl Shared {
 }
 
 impl ChaosHost {
-    fn stream(&mut self, flow: Option<FlowId>) -> Handle {
+    fn stream(&mut self, token: Option<Token>) -> Handle {
         let mut shared = self.0.borrow_mut();
         shared.next += 1;
         let name = shared.next;
-        shared.streams.insert(name, (flow, Known::default()));
+        shared.streams.insert(name, (token, Known::default()));
         Handle { shared: Rc::clone(&self.0), name }
     }
 
-    fn datagram(&mut self, flow: FlowId) -> io::Result<Handle> {
+    fn datagram(&mut self, token: Token) -> io::Result<Handle> {
         let mut shared = self.0.borrow_mut();
         shared.trouble()?;
         shared.next += 1;
         let name = shared.next;
-        shared.datagrams.insert(name, flow);
+        shared.datagrams.insert(name, token);
         Ok(Handle { shared: Rc::clone(&self.0), name })
     }
 
@@ -154,12 +154,13 @@ impl ChaosHost {
 impl Host for ChaosHost {
     type Stream = Handle;
     type Datagram = Handle;
+    type Pipe = ();
 
-    fn connect(&mut self, _to: Endpoint, flow: FlowId) -> io::Result<(Handle, Connect)> {
+    fn connect(&mut self, _: Side, _to: Endpoint, token: Token) -> io::Result<(Handle, Connect)> {
         self.0.borrow_mut().trouble()?;
         let done = self.0.borrow_mut().chance.percent(50);
         let how = if done { Connect::Done } else { Connect::InProgress };
-        Ok((self.stream(Some(flow)), how))
+        Ok((self.stream(Some(token)), how))
     }
 
     fn connect_result(&mut self, _stream: &Handle) -> io::Result<()> {
@@ -180,8 +181,8 @@ impl Host for ChaosHost {
         Ok(Accepted { stream: self.stream(None), peer, local, rule })
     }
 
-    fn watch(&mut self, stream: &mut Handle, flow: FlowId, _interest: Interest) {
-        self.0.borrow_mut().streams.get_mut(&stream.name).expect("open").0 = Some(flow);
+    fn watch(&mut self, stream: &mut Handle, token: Token, _interest: Interest) {
+        self.0.borrow_mut().streams.get_mut(&stream.name).expect("open").0 = Some(token);
     }
 
     fn send(&mut self, stream: &mut Handle, payload: &[Span<'_>]) -> io::Result<usize> {
@@ -284,17 +285,22 @@ impl Host for ChaosHost {
         [Some(Protocol::Tcp), Some(Protocol::Udp), None][listener.min(2) as usize]
     }
 
+    fn listener_side(&self, _: u32) -> Side {
+        Side::Outside
+    }
+
     fn open_udp(
         &mut self,
+        _: Side,
         local: Endpoint,
         _remote: Endpoint,
-        flow: FlowId,
+        token: Token,
     ) -> io::Result<(Handle, Endpoint)> {
-        Ok((self.datagram(flow)?, local))
+        Ok((self.datagram(token)?, local))
     }
 
     fn open_echo(&mut self, _: IpAddr, _: u16, flow: FlowId) -> io::Result<Handle> {
-        self.datagram(flow)
+        self.datagram(Token::Datagram(flow))
     }
 
     fn send_messages(
@@ -345,6 +351,20 @@ impl Host for ChaosHost {
         let quoted = vec![7; shared.chance.below(1233)];
         let errno = ERRORS[shared.chance.below(ERRORS.len())];
         Some(SocketError { errno, icmp, quoted })
+    }
+
+    fn pipe(&mut self) -> io::Result<()> {
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    fn give_back(&mut self, (): ()) {}
+
+    fn fill(&mut self, (): &mut (), _: &mut Handle, _: usize) -> io::Result<usize> {
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    fn drain(&mut self, (): &mut (), _: &mut Handle, _: usize) -> io::Result<usize> {
+        Err(ErrorKind::Unsupported.into())
     }
 }
 
@@ -658,16 +678,16 @@ impl World {
         let mut tokens = Vec::new();
         {
             let shared = &mut *self.shared.borrow_mut();
-            for (flow, known) in shared.streams.values_mut() {
+            for (token, known) in shared.streams.values_mut() {
                 if shared.chance.percent(15) {
                     known.incoming += shared.chance.below(100_000);
                     known.fin |= shared.chance.percent(2);
-                    tokens.extend(flow.map(Token::Tcp));
+                    tokens.extend(*token);
                 }
             }
-            for flow in shared.datagrams.values() {
+            for token in shared.datagrams.values() {
                 if shared.chance.percent(10) {
-                    tokens.push(Token::Datagram(*flow));
+                    tokens.push(*token);
                 }
             }
             if shared.chance.percent(10) {
@@ -711,10 +731,10 @@ impl World {
         self.link.sink.caps = LinkCaps { max_frame: 1514, ..LinkCaps::default() };
         // Kernels give connects up in the end.
         let streams: Vec<_> =
-            self.shared.borrow().streams.values().map(|(flow, _)| *flow).collect();
-        for flow in streams.into_iter().flatten() {
+            self.shared.borrow().streams.values().map(|(token, _)| *token).collect();
+        for token in streams.into_iter().flatten() {
             let ready = Readiness { writable: true, ..Readiness::default() };
-            self.engine.on_socket(Token::Tcp(flow), ready, self.link.halves().1, self.now);
+            self.engine.on_socket(token, ready, self.link.halves().1, self.now);
         }
         for _ in 0..400 {
             let sink = self.link.halves().1;

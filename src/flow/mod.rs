@@ -21,6 +21,25 @@ pub enum Protocol {
     Echo,
 }
 
+/// One of the two places between which traffic goes without the link (pasta): where sockets are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Side {
+    /// The host: the network namespace that we were started in.
+    Outside,
+    /// The network namespace that we serve.
+    Inside,
+}
+
+impl Side {
+    /// The other one.
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Outside => Self::Inside,
+            Self::Inside => Self::Outside,
+        }
+    }
+}
+
 /// An address and a port (host order). IPv4 is always [`IpAddr::V4`], never v4-mapped.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Endpoint {

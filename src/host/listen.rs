@@ -3,7 +3,7 @@
 use super::Accepted;
 use super::sockets::{Setup, Sockets, Stream, endpoint};
 use crate::config::ports::Rule;
-use crate::flow::Protocol;
+use crate::flow::{Protocol, Side};
 use crate::sys::socket::{self, Family, IntOption, Kind};
 use crate::token::{Interest, Token};
 use nix::sys::resource::{Resource, getrlimit};
@@ -39,6 +39,8 @@ pub struct Listening {
     pub rule: usize,
     /// The port it listens on.
     pub port: u16,
+    /// The side it listens on.
+    pub side: Side,
 }
 
 /// A port that cannot be listened on.
@@ -172,7 +174,7 @@ impl Sockets {
         let index = u32::try_from(self.listeners.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
         let interest = Interest { readable: true, ..Interest::default() };
         self.epoll.add(fd.as_fd(), Token::Listener(index), interest)?;
-        let listening = Listening { protocol: spec.protocol, rule, port };
+        let listening = Listening { protocol: spec.protocol, rule, port, side: Side::Outside };
         self.listeners.push(Listener { fd, v4, watched: true, listening });
         Ok(())
     }

@@ -9,10 +9,10 @@ pub mod listen;
 pub mod netlink;
 pub mod sockets;
 
-use crate::flow::{Endpoint, FlowId, Protocol};
+use crate::flow::{Endpoint, FlowId, Protocol, Side};
 use crate::span::{Span, SpanMut};
 use crate::time::Duration;
-use crate::token::Interest;
+use crate::token::{Interest, Token};
 use std::io;
 use std::net::IpAddr;
 
@@ -65,8 +65,17 @@ pub trait Host {
     /// A UDP or ping socket, closed on drop.
     type Datagram: std::fmt::Debug;
 
-    /// Opens a TCP connection to `to` for flow `flow`, watched for its end (writable edge).
-    fn connect(&mut self, to: Endpoint, flow: FlowId) -> io::Result<(Self::Stream, Connect)>;
+    /// A pipe between sockets, closed on drop.
+    type Pipe: std::fmt::Debug;
+
+    /// Opens a TCP connection to `to`, from a socket of this side. It is watched in the name of
+    /// `token` for its end (writable edge).
+    fn connect(
+        &mut self,
+        side: Side,
+        to: Endpoint,
+        token: Token,
+    ) -> io::Result<(Self::Stream, Connect)>;
 
     /// How the connect ended (SO_ERROR).
     fn connect_result(&mut self, stream: &Self::Stream) -> io::Result<()>;
@@ -74,8 +83,8 @@ pub trait Host {
     /// The next connection of listener `listener`; `WouldBlock` when there is none.
     fn accept(&mut self, listener: u32) -> io::Result<Accepted<Self::Stream>>;
 
-    /// Watches `stream` on behalf of `flow`; free of system calls when nothing changes.
-    fn watch(&mut self, stream: &mut Self::Stream, flow: FlowId, interest: Interest);
+    /// Watches `stream` in the name of `token`; free of system calls when nothing changes.
+    fn watch(&mut self, stream: &mut Self::Stream, token: Token, interest: Interest);
 
     /// Sends from `payload`; returns how many bytes the socket took.
     fn send(&mut self, stream: &mut Self::Stream, payload: &[Span<'_>]) -> io::Result<usize>;
@@ -120,15 +129,19 @@ pub trait Host {
     /// The protocol of listener `listener`; `None` when there is no such listener.
     fn listener_protocol(&self, listener: u32) -> Option<Protocol>;
 
-    /// Opens a UDP socket for `flow`, connected to `remote` and watched for input. With an
-    /// unspecified `local.addr` the host chooses the address, and `local.port` is a wish (a
-    /// guest's source port); otherwise it is bound to `local`, or fails. Returns our end as the
-    /// kernel has it.
+    /// The side that listener `listener` listens on.
+    fn listener_side(&self, listener: u32) -> Side;
+
+    /// Opens a UDP socket of this side, connected to `remote` and watched for input in the name
+    /// of `token`. With an unspecified `local.addr` the host chooses the address, and `local.port`
+    /// is a wish (a guest's source port); otherwise it is bound to `local`, or fails. Returns our
+    /// end as the kernel has it.
     fn open_udp(
         &mut self,
+        side: Side,
         local: Endpoint,
         remote: Endpoint,
-        flow: FlowId,
+        token: Token,
     ) -> io::Result<(Self::Datagram, Endpoint)>;
 
     /// Opens a ping socket for `flow`, watched for input, that sends echo requests to `remote`. The
@@ -177,6 +190,30 @@ pub trait Host {
     /// The next entry of the socket's error queue (IP_RECVERR), with the payload that it quotes; or
     /// its pending error (SO_ERROR) when the queue is empty. `None` when there is none.
     fn next_error(&mut self, socket: &mut Self::Datagram) -> Option<SocketError>;
+
+    /// An empty pipe.
+    fn pipe(&mut self) -> io::Result<Self::Pipe>;
+
+    /// Takes a pipe that is empty back, for the next one who asks.
+    fn give_back(&mut self, pipe: Self::Pipe);
+
+    /// Moves at most `max` received bytes from `stream` to the empty `pipe`; returns how many.
+    /// `Ok(0)` is the end of the stream; `WouldBlock` is nothing new.
+    fn fill(
+        &mut self,
+        pipe: &mut Self::Pipe,
+        stream: &mut Self::Stream,
+        max: usize,
+    ) -> io::Result<usize>;
+
+    /// Moves `n` bytes, which must be in `pipe`, to `stream`; returns how many the socket took.
+    /// `WouldBlock` is a full socket.
+    fn drain(
+        &mut self,
+        pipe: &mut Self::Pipe,
+        stream: &mut Self::Stream,
+        n: usize,
+    ) -> io::Result<usize>;
 }
 
 /// A message to send: so many of the spans make its payload.

@@ -5,22 +5,25 @@
 
 mod datagram;
 mod peek;
+mod splice;
 mod stream;
 #[cfg(test)]
 mod tests;
 
 pub use datagram::Datagram;
+pub use splice::Pipe;
 pub use stream::Stream;
 
 use self::datagram::Tables;
 use self::peek::Scratch;
+use self::splice::Interior;
 use super::listen::Listener;
 use super::{Accepted, Batch, Connect, Host, Outbound, SocketError, StreamInfo};
-use crate::flow::{Endpoint, FlowId, Protocol};
+use crate::flow::{Endpoint, FlowId, Protocol, Side};
 use crate::span::{Span, SpanMut};
 use crate::sys::epoll::Epoll;
 use crate::sys::socket::{self, Family, IntOption, Kind};
-use crate::token::Interest;
+use crate::token::{Interest, Token};
 use std::ffi::CString;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -141,6 +144,10 @@ pub struct Sockets {
     pub(super) tables: Tables,
     /// The kernel has refused a ping socket, and we have said so.
     ping_refused: bool,
+    /// The namespace that we serve, if that is what we serve.
+    interior: Option<Interior>,
+    /// Empty pipes.
+    pipes: Vec<Pipe>,
 }
 
 impl Sockets {
@@ -162,6 +169,8 @@ impl Sockets {
             scratch: Scratch::default(),
             tables: Tables::default(),
             ping_refused: false,
+            interior: None,
+            pipes: Vec::new(),
         })
     }
 
@@ -175,6 +184,10 @@ impl Sockets {
     }
 }
 
+const fn family(of: Endpoint) -> Family {
+    if of.is_ipv4() { Family::V4 } else { Family::V6 }
+}
+
 /// An address of the kernel's as ours: v4-mapped ones become IPv4.
 pub(super) const fn endpoint(address: SocketAddr) -> Endpoint {
     Endpoint::new(address.ip().to_canonical(), address.port())
@@ -183,6 +196,7 @@ pub(super) const fn endpoint(address: SocketAddr) -> Endpoint {
 impl Host for Sockets {
     type Stream = Stream;
     type Datagram = Datagram;
+    type Pipe = Pipe;
 
     fn is_starved(&self) -> bool {
         Self::is_starved(self)
@@ -192,13 +206,12 @@ impl Host for Sockets {
         Self::feed(self);
     }
 
-    fn connect(&mut self, to: Endpoint, flow: FlowId) -> io::Result<(Stream, Connect)> {
-        let address = self.setup.socket_addr(to);
-        let fd = socket::open(Family::of(&address), Kind::Stream)?;
+    fn connect(&mut self, side: Side, to: Endpoint, token: Token) -> io::Result<(Stream, Connect)> {
+        let (fd, setup) = self.open(side, family(to), Kind::Stream)?;
         socket::set(fd.as_fd(), IntOption::NO_DELAY, 1)?;
         socket::set(fd.as_fd(), IntOption::URGENT_INLINE, 1)?;
-        self.setup.prepare_outgoing(fd.as_fd(), to, 0)?;
-        let progress = match socket::connect(fd.as_fd(), &address) {
+        setup.prepare_outgoing(fd.as_fd(), to, 0)?;
+        let progress = match socket::connect(fd.as_fd(), &setup.socket_addr(to)) {
             Ok(()) => Connect::Done,
             Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => Connect::InProgress,
             Err(e) => return Err(e),
@@ -206,7 +219,7 @@ impl Host for Sockets {
         let mut stream = Stream::connected(fd, to.is_ipv4());
         let interest =
             Interest { writable: true, read_closed: true, edge: true, ..Interest::default() };
-        stream.watch(&self.epoll, flow, interest)?;
+        stream.watch(&self.epoll, token, interest)?;
         Ok((stream, progress))
     }
 
@@ -218,10 +231,10 @@ impl Host for Sockets {
         self.accept_from(listener)
     }
 
-    fn watch(&mut self, stream: &mut Stream, flow: FlowId, interest: Interest) {
+    fn watch(&mut self, stream: &mut Stream, token: Token, interest: Interest) {
         // Out of memory or watches: the next change tries again, and the flow's own deadlines
         // end it if there is none.
-        let _ = stream.watch(&self.epoll, flow, interest);
+        let _ = stream.watch(&self.epoll, token, interest);
     }
 
     fn send(&mut self, stream: &mut Stream, payload: &[Span<'_>]) -> io::Result<usize> {
@@ -284,13 +297,21 @@ impl Host for Sockets {
         self.listening(listener).map(|listening| listening.protocol)
     }
 
+    fn listener_side(&self, listener: u32) -> Side {
+        self.listening(listener).map_or(Side::Outside, |listening| listening.side)
+    }
+
     fn open_udp(
         &mut self,
+        side: Side,
         local: Endpoint,
         remote: Endpoint,
-        flow: FlowId,
+        token: Token,
     ) -> io::Result<(Datagram, Endpoint)> {
-        Datagram::open_udp(&self.epoll, &self.setup, local, remote, flow)
+        let (socket, setup) = self.open(side, family(remote), Kind::Datagram)?;
+        let (mut datagram, ours) = Datagram::connect(socket, setup, local, remote, token)?;
+        datagram.watch(&self.epoll, true)?;
+        Ok((datagram, ours))
     }
 
     fn open_echo(&mut self, remote: IpAddr, identifier: u16, flow: FlowId) -> io::Result<Datagram> {
@@ -347,5 +368,21 @@ impl Host for Sockets {
 
     fn next_error(&mut self, socket: &mut Datagram) -> Option<SocketError> {
         socket.next_error()
+    }
+
+    fn pipe(&mut self) -> io::Result<Pipe> {
+        self.next_pipe()
+    }
+
+    fn give_back(&mut self, pipe: Pipe) {
+        self.keep_pipe(pipe);
+    }
+
+    fn fill(&mut self, pipe: &mut Pipe, stream: &mut Stream, max: usize) -> io::Result<usize> {
+        pipe.fill(stream, max)
+    }
+
+    fn drain(&mut self, pipe: &mut Pipe, stream: &mut Stream, n: usize) -> io::Result<usize> {
+        pipe.drain(stream, n)
     }
 }

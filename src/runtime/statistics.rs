@@ -44,8 +44,8 @@ impl Statistics {
         let count = match token {
             Token::Link(_) => &mut self.events.link,
             Token::Listener(_) => &mut self.events.listeners,
-            Token::Tcp(_) => &mut self.events.tcp,
-            Token::Datagram(_) => &mut self.events.datagrams,
+            Token::Tcp(_) | Token::Splice(..) => &mut self.events.tcp,
+            Token::Datagram(_) | Token::Relay(..) => &mut self.events.datagrams,
             Token::Signal | Token::Runtime(_) => return,
         };
         *count = count.wrapping_add(1);

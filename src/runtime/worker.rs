@@ -116,7 +116,11 @@ impl<L: Link, H: Host> Worker<L, H> {
                     seen.up |= news.up;
                 }
                 Token::Signal => return Ok(Some(Exit::Signal)),
-                Token::Listener(_) | Token::Tcp(_) | Token::Datagram(_) => {
+                Token::Listener(_)
+                | Token::Tcp(_)
+                | Token::Datagram(_)
+                | Token::Splice(..)
+                | Token::Relay(..) => {
                     let (_, sink) = self.link.halves();
                     self.engine.on_socket(token, ready, sink, now);
                 }

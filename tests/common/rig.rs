@@ -182,7 +182,7 @@ impl Rig {
 
     /// The remote end of datagram socket `index` sends.
     pub fn remote_sends(&mut self, index: usize, payloads: &[&[u8]]) -> Vec<Vec<u8>> {
-        let token = Token::Datagram(self.datagrams(index).flow);
+        let token = self.datagrams(index).token;
         let messages = payloads.iter().map(|payload| (payload.to_vec(), None));
         self.datagrams(index).incoming.extend(messages);
         self.ready(token, READABLE)
@@ -190,7 +190,10 @@ impl Rig {
 
     /// The flow that socket `index` reports for.
     pub fn flow(&mut self, index: usize) -> FlowId {
-        self.sock(index).flow.expect("watched")
+        match self.sock(index).token {
+            Some(Token::Tcp(flow)) => flow,
+            other => panic!("socket {index} is watched as {other:?}"),
+        }
     }
 
     /// The TCP socket `index` is ready.

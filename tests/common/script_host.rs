@@ -1,10 +1,11 @@
 //! A host whose sockets do what a test says, and note what was done to them.
 
-use passt::flow::{Endpoint, FlowId, Protocol};
+use super::sim::Chance;
+use passt::flow::{Endpoint, FlowId, Protocol, Side};
 use passt::host::{Accepted, Batch, Connect, Host, Message, Outbound, SocketError, StreamInfo};
 use passt::span::{Span, SpanMut, gather, scatter};
 use passt::time::Duration;
-use passt::token::Interest;
+use passt::token::{Interest, Readiness, Token};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
@@ -29,6 +30,14 @@ pub struct State {
     /// What waits at the UDP listener: payload, sender, and address of ours.
     pub listener: VecDeque<(Vec<u8>, Endpoint, Endpoint)>,
     pub listener_paused: bool,
+    /// Pipes, in the order of their making.
+    pub pipes: Vec<Pipe>,
+    /// What the next makings of pipes fail with.
+    pub pipe_errors: VecDeque<i32>,
+    /// Bytes that a pipe holds.
+    pub pipe_size: usize,
+    /// Makes transfers short, or block for no reason that a script would have.
+    pub chance: Option<Chance>,
 }
 
 /// A UDP or ping socket.
@@ -36,8 +45,9 @@ pub struct State {
 pub struct Datagrams {
     /// Our end, as it was wished for; `None` for a ping socket.
     pub local: Option<Endpoint>,
+    pub side: Side,
     pub remote: Endpoint,
-    pub flow: FlowId,
+    pub token: Token,
     /// Datagrams that were sent, and with which TTL.
     pub sent: Vec<(Vec<u8>, u8)>,
     pub incoming: VecDeque<(Vec<u8>, Option<u16>)>,
@@ -49,8 +59,9 @@ pub struct Datagrams {
 /// A TCP socket.
 #[derive(Debug)]
 pub struct Sock {
+    pub side: Side,
     pub to: Endpoint,
-    pub flow: Option<FlowId>,
+    pub token: Option<Token>,
     pub interest: Interest,
     /// How the connect ends.
     pub connect: Result<(), i32>,
@@ -75,15 +86,18 @@ pub struct Sock {
     pub widened: usize,
     pub closed: bool,
     pub reset: bool,
+    /// A call has said that it would block, and an event has to follow.
+    pub owes: Readiness,
     pub info: StreamInfo,
     pub infos: std::cell::Cell<usize>,
 }
 
 impl Sock {
-    fn new(to: Endpoint, flow: Option<FlowId>) -> Self {
+    fn new(to: Endpoint, token: Option<Token>) -> Self {
         Self {
+            side: Side::Outside,
             to,
-            flow,
+            token,
             interest: Interest::default(),
             connect: Ok(()),
             incoming: VecDeque::new(),
@@ -100,6 +114,7 @@ impl Sock {
             widened: 0,
             closed: false,
             reset: false,
+            owes: Readiness::default(),
             info: StreamInfo {
                 send_room: 200_000,
                 peer_window: Some(1 << 20),
@@ -110,6 +125,16 @@ impl Sock {
             infos: std::cell::Cell::new(0),
         }
     }
+}
+
+/// A pipe.
+#[derive(Debug, Default)]
+pub struct Pipe {
+    /// What is in it.
+    pub bytes: VecDeque<u8>,
+    /// It was given back.
+    pub free: bool,
+    pub closed: bool,
 }
 
 pub struct ScriptHost {
@@ -142,17 +167,50 @@ impl Drop for ScriptStream {
 
 impl ScriptHost {
     pub fn new() -> Self {
-        Self { state: Rc::default() }
+        let state = State { pipe_size: 1 << 16, ..State::default() };
+        Self { state: Rc::new(RefCell::new(state)) }
     }
 
     pub fn state(&self) -> &RefCell<State> {
         &self.state
     }
 
-    fn open(&mut self, to: Endpoint, flow: Option<FlowId>) -> ScriptStream {
+    fn open(&mut self, to: Endpoint, token: Option<Token>) -> ScriptStream {
         let socks = &mut self.state.borrow_mut().socks;
-        socks.push(Sock::new(to, flow));
+        socks.push(Sock::new(to, token));
         ScriptStream { state: Rc::clone(&self.state), index: socks.len() - 1 }
+    }
+}
+
+/// A handle: closed when dropped.
+pub struct ScriptPipe {
+    state: Rc<RefCell<State>>,
+    index: usize,
+}
+
+impl std::fmt::Debug for ScriptPipe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ScriptPipe({})", self.index)
+    }
+}
+
+impl Drop for ScriptPipe {
+    fn drop(&mut self) {
+        self.state.borrow_mut().pipes[self.index].closed = true;
+    }
+}
+
+impl State {
+    /// How much of `n` a transfer moves; `None` is a call that would block.
+    fn some_of(&mut self, n: usize) -> Option<usize> {
+        match &mut self.chance {
+            Some(chance) if n > 0 => match chance.below(4) {
+                0 => None,
+                1 => Some(1 + chance.below(n)),
+                _ => Some(n),
+            },
+            _ => Some(n),
+        }
     }
 }
 
@@ -185,7 +243,7 @@ impl ScriptHost {
         &mut self,
         local: Option<Endpoint>,
         remote: Endpoint,
-        flow: FlowId,
+        token: Token,
     ) -> io::Result<ScriptDatagram> {
         let mut state = self.state.borrow_mut();
         if let Some(number) = state.open_errors.pop_front() {
@@ -193,8 +251,9 @@ impl ScriptHost {
         }
         state.datagrams.push(Datagrams {
             local,
+            side: Side::Outside,
             remote,
-            flow,
+            token,
             sent: Vec::new(),
             incoming: VecDeque::new(),
             errors: VecDeque::new(),
@@ -219,10 +278,18 @@ fn errno(number: i32) -> io::Error {
 impl Host for ScriptHost {
     type Stream = ScriptStream;
     type Datagram = ScriptDatagram;
+    type Pipe = ScriptPipe;
 
-    fn connect(&mut self, to: Endpoint, flow: FlowId) -> io::Result<(ScriptStream, Connect)> {
+    fn connect(
+        &mut self,
+        side: Side,
+        to: Endpoint,
+        token: Token,
+    ) -> io::Result<(ScriptStream, Connect)> {
         let how = self.state.borrow_mut().connects.pop_front().unwrap_or(Ok(Connect::Done))?;
-        Ok((self.open(to, Some(flow)), how))
+        let stream = self.open(to, Some(token));
+        stream.with(|sock| sock.side = side);
+        Ok((stream, how))
     }
 
     fn connect_result(&mut self, stream: &ScriptStream) -> io::Result<()> {
@@ -235,9 +302,9 @@ impl Host for ScriptHost {
         Ok(Accepted { stream: self.open(peer, None), peer, local, rule })
     }
 
-    fn watch(&mut self, stream: &mut ScriptStream, flow: FlowId, interest: Interest) {
+    fn watch(&mut self, stream: &mut ScriptStream, token: Token, interest: Interest) {
         stream.with(|sock| {
-            sock.flow = Some(flow);
+            sock.token = Some(token);
             sock.interest = interest;
         });
     }
@@ -338,19 +405,29 @@ impl Host for ScriptHost {
 
     fn listener_protocol(&self, listener: u32) -> Option<Protocol> {
         match listener {
-            0 => Some(Protocol::Tcp),
-            1 => Some(Protocol::Udp),
+            0 | 2 => Some(Protocol::Tcp),
+            1 | 3 => Some(Protocol::Udp),
             _ => None,
+        }
+    }
+
+    fn listener_side(&self, listener: u32) -> Side {
+        match listener {
+            2 | 3 => Side::Inside,
+            _ => Side::Outside,
         }
     }
 
     fn open_udp(
         &mut self,
+        side: Side,
         local: Endpoint,
         remote: Endpoint,
-        flow: FlowId,
+        token: Token,
     ) -> io::Result<(ScriptDatagram, Endpoint)> {
-        Ok((self.open_datagrams(Some(local), remote, flow)?, local))
+        let socket = self.open_datagrams(Some(local), remote, token)?;
+        socket.with(|socket| socket.side = side);
+        Ok((socket, local))
     }
 
     fn open_echo(
@@ -359,7 +436,7 @@ impl Host for ScriptHost {
         identifier: u16,
         flow: FlowId,
     ) -> io::Result<ScriptDatagram> {
-        self.open_datagrams(None, Endpoint::new(remote, identifier), flow)
+        self.open_datagrams(None, Endpoint::new(remote, identifier), Token::Datagram(flow))
     }
 
     fn send_messages(
@@ -433,5 +510,83 @@ impl Host for ScriptHost {
 
     fn next_error(&mut self, socket: &mut ScriptDatagram) -> Option<SocketError> {
         socket.with(|socket| socket.errors.pop_front())
+    }
+
+    fn pipe(&mut self) -> io::Result<ScriptPipe> {
+        let mut state = self.state.borrow_mut();
+        if let Some(number) = state.pipe_errors.pop_front() {
+            return Err(errno(number));
+        }
+        let index = match state.pipes.iter().position(|pipe| pipe.free) {
+            Some(index) => index,
+            None => {
+                state.pipes.push(Pipe::default());
+                state.pipes.len() - 1
+            }
+        };
+        state.pipes[index] = Pipe::default();
+        Ok(ScriptPipe { state: Rc::clone(&self.state), index })
+    }
+
+    fn give_back(&mut self, pipe: ScriptPipe) {
+        let index = pipe.index;
+        drop(pipe);
+        let pipe = &mut self.state.borrow_mut().pipes[index];
+        assert!(pipe.bytes.is_empty(), "a pipe that is not empty was given back");
+        (pipe.free, pipe.closed) = (true, false);
+    }
+
+    fn fill(
+        &mut self,
+        pipe: &mut ScriptPipe,
+        stream: &mut ScriptStream,
+        max: usize,
+    ) -> io::Result<usize> {
+        let state = &mut *self.state.borrow_mut();
+        assert!(max > 0 && state.pipes[pipe.index].bytes.is_empty(), "a fill that makes no sense");
+        let there = state.socks[stream.index].incoming.len().min(max).min(state.pipe_size);
+        let some = state.some_of(there);
+        let sock = &mut state.socks[stream.index];
+        match (some, sock.error, sock.fin) {
+            (Some(0), Some(number), _) => Err(errno(number)),
+            (Some(0), None, true) => Ok(0),
+            (None | Some(0), ..) => {
+                sock.owes.readable = there > 0;
+                Err(ErrorKind::WouldBlock.into())
+            }
+            (Some(n), ..) => {
+                state.pipes[pipe.index].bytes.extend(sock.incoming.drain(..n));
+                Ok(n)
+            }
+        }
+    }
+
+    fn drain(
+        &mut self,
+        pipe: &mut ScriptPipe,
+        stream: &mut ScriptStream,
+        n: usize,
+    ) -> io::Result<usize> {
+        let state = &mut *self.state.borrow_mut();
+        assert!(n > 0 && n <= state.pipes[pipe.index].bytes.len(), "a drain that makes no sense");
+        assert!(!state.socks[stream.index].shut, "a drain behind the FIN");
+        if let Some(number) = state.socks[stream.index].send_error {
+            return Err(errno(number));
+        }
+        let room = state.socks[stream.index].room.min(n);
+        let some = state.some_of(room);
+        let sock = &mut state.socks[stream.index];
+        match some {
+            None | Some(0) => {
+                sock.owes.writable = room > 0;
+                Err(ErrorKind::WouldBlock.into())
+            }
+            Some(n) => {
+                sock.room -= n;
+                sock.sends.push(n);
+                sock.sent.extend(state.pipes[pipe.index].bytes.drain(..n));
+                Ok(n)
+            }
+        }
     }
 }

@@ -3,7 +3,7 @@
 use super::sim::{
     Chance, Fate, GUEST_PORT, GUEST_V4, GUEST_V6, Last, Load, OpenedBy, Weather, byte,
 };
-use passt::flow::{Endpoint, FlowId, Protocol};
+use passt::flow::{Endpoint, FlowId, Protocol, Side};
 use passt::host::{Accepted, Batch, Connect, Host, Outbound, SocketError, StreamInfo};
 use passt::span::{Span, SpanMut, scatter};
 use passt::time::{Duration, Instant};
@@ -49,7 +49,7 @@ enum Stage {
 /// What the kernel keeps for a connection. What the peer has sent is not stored: it is known.
 #[derive(Debug, Default)]
 struct Socket {
-    flow: Option<FlowId>,
+    token: Option<Token>,
     interest: Interest,
     /// Events since the last report.
     pending: Readiness,
@@ -207,7 +207,7 @@ impl Drop for SimStream {
     fn drop(&mut self) {
         self.with(|peer| {
             peer.stage = Stage::Closed;
-            peer.socket.flow = None;
+            peer.socket.token = None;
             // Closing sends a FIN behind the data.
             peer.socket.shut = true;
         });
@@ -232,7 +232,7 @@ impl SimHost {
         for peer in self.peers.borrow_mut().iter_mut() {
             knocking |= peer.stage == Stage::Knocking;
             let socket = &mut peer.socket;
-            let Some(flow) = socket.flow else { continue };
+            let Some(token) = socket.token else { continue };
             let pending = std::mem::take(&mut socket.pending);
             let ready = Readiness {
                 readable: pending.readable && socket.interest.readable,
@@ -242,7 +242,7 @@ impl SimHost {
                 hung_up: pending.hung_up,
             };
             if ready != Readiness::default() {
-                events.push((Token::Tcp(flow), ready));
+                events.push((token, ready));
             }
         }
         if knocking {
@@ -261,8 +261,14 @@ impl SimHost {
 impl Host for SimHost {
     type Stream = SimStream;
     type Datagram = ();
+    type Pipe = ();
 
-    fn connect(&mut self, to: Endpoint, flow: FlowId) -> io::Result<(SimStream, Connect)> {
+    fn connect(
+        &mut self,
+        _side: Side,
+        to: Endpoint,
+        token: Token,
+    ) -> io::Result<(SimStream, Connect)> {
         let index = self.peers.borrow().iter().position(|peer| {
             peer.at == to && peer.load.opened_by == OpenedBy::Guest && peer.stage == Stage::Idle
         });
@@ -270,7 +276,7 @@ impl Host for SimHost {
         let stream = self.stream(index);
         stream.with(|peer| {
             peer.stage = Stage::Connecting;
-            peer.socket.flow = Some(flow);
+            peer.socket.token = Some(token);
             peer.socket.interest = Interest { writable: true, edge: true, ..Interest::default() };
         });
         Ok((stream, Connect::InProgress))
@@ -295,12 +301,12 @@ impl Host for SimHost {
         Ok(Accepted { stream, peer, local: Endpoint::new(local, GUEST_PORT), rule: 0 })
     }
 
-    fn watch(&mut self, stream: &mut SimStream, flow: FlowId, interest: Interest) {
+    fn watch(&mut self, stream: &mut SimStream, token: Token, interest: Interest) {
         let limit = self.weather.socket;
         stream.with(|peer| {
             let socket = &mut peer.socket;
-            if socket.flow != Some(flow) || socket.interest != interest {
-                socket.flow = Some(flow);
+            if socket.token != Some(token) || socket.interest != interest {
+                socket.token = Some(token);
                 socket.interest = interest;
                 if peer.stage == Stage::Connected {
                     socket.pending = socket.level(limit);
@@ -404,13 +410,18 @@ impl Host for SimHost {
 
     fn feed(&mut self) {}
 
-    // The simulated network carries TCP only.
+    // The simulated network carries TCP only, and only through the link.
+
+    fn listener_side(&self, _listener: u32) -> Side {
+        Side::Outside
+    }
 
     fn open_udp(
         &mut self,
+        _side: Side,
         _local: Endpoint,
         _remote: Endpoint,
-        _flow: FlowId,
+        _token: Token,
     ) -> io::Result<((), Endpoint)> {
         Err(ErrorKind::Unsupported.into())
     }
@@ -448,6 +459,20 @@ impl Host for SimHost {
 
     fn next_error(&mut self, (): &mut ()) -> Option<SocketError> {
         None
+    }
+
+    fn pipe(&mut self) -> io::Result<()> {
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    fn give_back(&mut self, (): ()) {}
+
+    fn fill(&mut self, (): &mut (), _: &mut SimStream, _: usize) -> io::Result<usize> {
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    fn drain(&mut self, (): &mut (), _: &mut SimStream, _: usize) -> io::Result<usize> {
+        Err(ErrorKind::Unsupported.into())
     }
 
     fn listener_protocol(&self, _listener: u32) -> Option<Protocol> {

@@ -16,10 +16,11 @@ use super::packet::Ip;
 use super::{Ctx, Owner};
 use crate::flow::deadline::Booking;
 use crate::flow::table::{FlowHasher, Table};
-use crate::flow::{Endpoint, FlowId, FlowKey, Protocol, forward};
+use crate::flow::{Endpoint, FlowId, FlowKey, Protocol, Side, forward};
 use crate::host::{Batch, Host, Outbound};
 use crate::link::{Offload, SegmentationKind, Sink, Source};
 use crate::span::Span;
+use crate::token::Token;
 use crate::translate::datagram::Lifetime;
 use crate::wire::{icmpv4, icmpv6, protocol, udp};
 use receive::Late;
@@ -197,7 +198,8 @@ impl<D: std::fmt::Debug> Datagrams<D> {
             Protocol::Echo => ctx.host.open_echo(target.addr, key.guest.port, id),
             _ => {
                 let local = Endpoint::new(unspecified(target.addr), key.guest.port);
-                ctx.host.open_udp(local, target, id).map(|(socket, _)| socket)
+                let opened = ctx.host.open_udp(Side::Outside, local, target, Token::Datagram(id));
+                opened.map(|(socket, _)| socket)
             }
         };
         let socket = opened.map_err(|error| {

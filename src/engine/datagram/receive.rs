@@ -7,10 +7,10 @@ use super::frame::{Undelivered, deliver};
 use super::{Datagrams, Flow, check_ends};
 use crate::engine::counters::DropReason;
 use crate::engine::{Ctx, Owner};
-use crate::flow::{Endpoint, FlowId, FlowKey, Protocol, forward};
+use crate::flow::{Endpoint, FlowId, FlowKey, Protocol, Side, forward};
 use crate::host::{Batch, Host};
 use crate::link::{ETHERNET_HEADER, Refused, Sink};
-use crate::token::Readiness;
+use crate::token::{Readiness, Token};
 use std::collections::VecDeque;
 use std::io::ErrorKind;
 
@@ -184,7 +184,7 @@ impl<D: std::fmt::Debug> Datagrams<D> {
             Some(id) => id,
             None => {
                 let next = self.table.next_id().ok_or(DropReason::TableFull)?;
-                let opened = ctx.host.open_udp(to, from, next);
+                let opened = ctx.host.open_udp(Side::Outside, to, from, Token::Datagram(next));
                 let (socket, _) = opened.map_err(|_| DropReason::NoSocket)?;
                 self.insert(ctx, key, socket, from, false)?
             }

@@ -9,7 +9,7 @@ use crate::flow::{FlowId, FlowKey};
 use crate::host::{Connect, Host};
 use crate::link::{Sink, Source};
 use crate::span::{self, Span, recycle};
-use crate::token::Readiness;
+use crate::token::{Readiness, Token};
 use crate::translate::tcp::{Conn, Room};
 use crate::wire::seq::SeqNum;
 use std::io::ErrorKind;
@@ -196,7 +196,7 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
         if self.conn.is_closed() && !waits {
             return true;
         }
-        ctx.host.watch(&mut self.stream, id, self.conn.interest());
+        ctx.host.watch(&mut self.stream, Token::Tcp(id), self.conn.interest());
         ctx.shared.deadlines.book(&mut self.booking, Owner::Tcp(id), self.conn.deadline());
         false
     }

@@ -4,10 +4,11 @@ use super::Tcp;
 use super::flow::{Share, TcpFlow};
 use crate::engine::Ctx;
 use crate::engine::counters::DropReason;
-use crate::flow::{Endpoint, FlowKey, Protocol, forward};
+use crate::flow::{Endpoint, FlowKey, Protocol, Side, forward};
 use crate::host::{Accepted, Connect, Host};
 use crate::link::Sink;
 use crate::time::Duration;
+use crate::token::Token;
 use crate::translate::tcp::{Conn, Limits, Segment};
 use crate::wire::seq::Mss;
 use std::io::ErrorKind;
@@ -35,7 +36,7 @@ impl<S: std::fmt::Debug> Tcp<S> {
             forward::outbound(&settings.view, &settings.translation, Protocol::Tcp, key.remote)
                 .map_err(|_| DropReason::NoTarget)?;
         let id = self.table.next_id().ok_or(DropReason::TableFull)?;
-        let (stream, connect) = match ctx.host.connect(target, id) {
+        let (stream, connect) = match ctx.host.connect(Side::Outside, target, Token::Tcp(id)) {
             Ok(connected) => connected,
             Err(e) => {
                 // Out of descriptors or memory: the guest repeats its SYN, and better times come.

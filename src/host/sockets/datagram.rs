@@ -74,16 +74,16 @@ impl Tables {
 }
 
 impl Datagram {
-    pub(super) fn open_udp(
-        epoll: &Epoll,
+    /// Makes `socket` one between `local` and `remote`, not watched yet.
+    pub(super) fn connect(
+        socket: OwnedFd,
         setup: &Setup,
         local: Endpoint,
         remote: Endpoint,
-        flow: FlowId,
+        token: Token,
     ) -> io::Result<(Self, Endpoint)> {
         let address = setup.socket_addr(remote);
         let family = Family::of(&address);
-        let socket = socket::open(family, Kind::Datagram)?;
         let fd = socket.as_fd();
         // Many flows of one source port of the guest's share that port here.
         socket::set(fd, IntOption::REUSE_ADDRESS, 1)?;
@@ -99,9 +99,8 @@ impl Datagram {
         socket::connect(fd, &address)?;
         let ours = endpoint(socket::local_address(fd)?);
         let multicast = remote.addr.is_multicast();
-        let mut this = Self::new(socket, family, Token::Datagram(flow), Strangers::Early);
+        let mut this = Self::new(socket, family, token, Strangers::Early);
         this.multicast = multicast;
-        this.watch(epoll, true)?;
         Ok((this, ours))
     }
 

@@ -1,6 +1,5 @@
 //! One TCP socket.
 
-use crate::flow::FlowId;
 use crate::host::StreamInfo;
 use crate::sys::epoll::Epoll;
 use crate::sys::socket::{self, SendMemory, TcpInfo};
@@ -16,7 +15,7 @@ pub struct Stream {
     v4: bool,
     /// We opened it: the kernel counts our SYN among the bytes acknowledged.
     opened: bool,
-    watched: Option<(FlowId, Interest)>,
+    watched: Option<(Token, Interest)>,
     /// Where the kernel starts the next peek, once it was told.
     pub(super) peek_offset: Option<usize>,
 }
@@ -41,15 +40,15 @@ impl Stream {
     pub(super) fn watch(
         &mut self,
         epoll: &Epoll,
-        flow: FlowId,
+        token: Token,
         interest: Interest,
     ) -> io::Result<()> {
         match self.watched {
-            Some(same) if same == (flow, interest) => return Ok(()),
-            Some(_) => epoll.modify(self.fd.as_fd(), Token::Tcp(flow), interest)?,
-            None => epoll.add(self.fd.as_fd(), Token::Tcp(flow), interest)?,
+            Some(same) if same == (token, interest) => return Ok(()),
+            Some(_) => epoll.modify(self.fd.as_fd(), token, interest)?,
+            None => epoll.add(self.fd.as_fd(), token, interest)?,
         }
-        self.watched = Some((flow, interest));
+        self.watched = Some((token, interest));
         Ok(())
     }
 

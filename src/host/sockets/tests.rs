@@ -29,7 +29,7 @@ fn event(host: &Sockets) -> (Token, Readiness) {
 fn pair(host: &mut Sockets, at: &str) -> (Stream, TcpStream) {
     let listener = TcpListener::bind(at).unwrap();
     let to = endpoint(listener.local_addr().unwrap());
-    let (stream, progress) = host.connect(to, FLOW).unwrap();
+    let (stream, progress) = host.connect(Side::Outside, to, Token::Tcp(FLOW)).unwrap();
     if progress == Connect::InProgress {
         let (token, ready) = event(host);
         assert_eq!(token, Token::Tcp(FLOW));
@@ -41,7 +41,7 @@ fn pair(host: &mut Sockets, at: &str) -> (Stream, TcpStream) {
 
 fn readable(host: &mut Sockets, stream: &mut Stream) {
     let interest = Interest { readable: true, ..Interest::default() };
-    host.watch(stream, FLOW, interest);
+    host.watch(stream, Token::Tcp(FLOW), interest);
     assert!(event(host).1.readable);
 }
 
@@ -81,7 +81,11 @@ fn peeks_skips_and_discards(features: Features, at: &str) {
     deliver(&mut host, &mut stream, &mut far, b"ab");
     assert_eq!(peek(&mut host, &mut stream, 1, 2).unwrap(), b"b");
     drop(far);
-    host.watch(&mut stream, FLOW, Interest { read_closed: true, ..Interest::default() });
+    host.watch(
+        &mut stream,
+        Token::Tcp(FLOW),
+        Interest { read_closed: true, ..Interest::default() },
+    );
     assert!(event(&host).1.read_closed);
     assert_eq!(peek(&mut host, &mut stream, 2, 2).unwrap(), b"", "the end, behind peeked bytes");
     assert_eq!(host.discard(&mut stream, 2).unwrap(), 2);
@@ -147,7 +151,7 @@ fn a_full_socket_takes_less_than_it_is_given() {
         far.read_to_end(&mut all).unwrap();
         all.len()
     });
-    host.watch(&mut stream, FLOW, Interest { writable: true, ..Interest::default() });
+    host.watch(&mut stream, Token::Tcp(FLOW), Interest { writable: true, ..Interest::default() });
     assert!(event(&host).1.writable);
     host.shutdown(&mut stream).unwrap();
     assert_eq!(reader.join().unwrap(), sent);
@@ -202,7 +206,7 @@ fn a_refused_connect_says_so() {
     let unused = TcpListener::bind("127.0.0.1:0").unwrap();
     let to = endpoint(unused.local_addr().unwrap());
     drop(unused);
-    let error = match host.connect(to, FLOW) {
+    let error = match host.connect(Side::Outside, to, Token::Tcp(FLOW)) {
         Ok((stream, _)) => {
             assert!(event(&host).1.writable);
             host.connect_result(&stream).unwrap_err()
@@ -248,16 +252,16 @@ fn events_are_programmed_only_when_they_change() {
     let mut host = sockets(WITHOUT);
     let (mut stream, mut far) = pair(&mut host, "127.0.0.1:0");
     let edge = Interest { readable: true, edge: true, ..Interest::default() };
-    host.watch(&mut stream, FLOW, edge);
+    host.watch(&mut stream, Token::Tcp(FLOW), edge);
     far.write_all(b"x").unwrap();
     assert!(event(&host).1.readable);
     // Programming again would repeat the edge.
-    host.watch(&mut stream, FLOW, edge);
+    host.watch(&mut stream, Token::Tcp(FLOW), edge);
     let mut events = Events::with_capacity(1);
     let none = host.epoll.wait(&mut events, Some(crate::time::Duration::ZERO)).unwrap();
     assert_eq!(none, 0);
     let other = FlowId::new(8, 4);
-    host.watch(&mut stream, other, edge);
+    host.watch(&mut stream, Token::Tcp(other), edge);
     assert_eq!(event(&host).0, Token::Tcp(other));
 }
 
@@ -466,7 +470,7 @@ fn the_outbound_address_is_not_used_towards_loopback() {
     host.setup.device_v4 = Some(CString::new("no-such-device").unwrap());
     drop(pair(&mut host, "127.0.0.1:0"));
     let elsewhere = Endpoint::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 9);
-    host.connect(elsewhere, FLOW).unwrap_err();
+    host.connect(Side::Outside, elsewhere, Token::Tcp(FLOW)).unwrap_err();
 }
 
 /// A UDP flow of ours towards a socket of the standard library.
@@ -474,7 +478,8 @@ fn udp(host: &mut Sockets, at: &str) -> (Datagram, UdpSocket, Endpoint) {
     let far = UdpSocket::bind(at).unwrap();
     let remote = endpoint(far.local_addr().unwrap());
     let any = if remote.is_ipv4() { "0.0.0.0" } else { "::" };
-    let (near, ours) = host.open_udp(end(any, 0), remote, FLOW).unwrap();
+    let (near, ours) =
+        host.open_udp(Side::Outside, end(any, 0), remote, Token::Datagram(FLOW)).unwrap();
     far.connect(SocketAddr::new(ours.addr, ours.port)).unwrap();
     (near, far, ours)
 }
@@ -549,7 +554,7 @@ fn a_run_of_datagrams_is_one_call_either_way() {
     let back = endpoint(far.local_addr().unwrap());
     drop(far);
     let mut other = sockets(WITHOUT);
-    let (mut there, _) = other.open_udp(back, ours, FLOW).unwrap();
+    let (mut there, _) = other.open_udp(Side::Outside, back, ours, Token::Datagram(FLOW)).unwrap();
     let mut batch = Batch::new();
     let early = host.receive_messages(&mut near, &mut batch, true).unwrap_err();
     assert_eq!(early.kind(), ErrorKind::WouldBlock, "coalescing is on from here");
@@ -625,13 +630,18 @@ fn the_guests_port_is_kept_where_it_is_free() {
     let (first, far, ours) = udp(&mut host, "127.0.0.1:0");
     let other = UdpSocket::bind("127.0.0.1:0").unwrap();
     let remote = endpoint(other.local_addr().unwrap());
-    let (second, same) = host.open_udp(end("0.0.0.0", ours.port), remote, FLOW).unwrap();
+    let (second, same) = host
+        .open_udp(Side::Outside, end("0.0.0.0", ours.port), remote, Token::Datagram(FLOW))
+        .unwrap();
     assert_eq!(same, ours, "flows of one source port share it");
     // Someone who does not share.
     let port = far.local_addr().unwrap().port();
-    let (_third, else_where) = host.open_udp(end("0.0.0.0", port), remote, FLOW).unwrap();
+    let (_third, else_where) =
+        host.open_udp(Side::Outside, end("0.0.0.0", port), remote, Token::Datagram(FLOW)).unwrap();
     assert_ne!(else_where.port, port);
-    let taken = host.open_udp(end("127.0.0.1", port), remote, FLOW).unwrap_err();
+    let taken = host
+        .open_udp(Side::Outside, end("127.0.0.1", port), remote, Token::Datagram(FLOW))
+        .unwrap_err();
     assert_eq!(taken.raw_os_error(), Some(libc::EADDRINUSE), "an answer has to come from there");
     drop((first, second));
 }
@@ -688,7 +698,9 @@ fn listeners_tell_who_sent_and_to_where() {
         assert_eq!(message.to, Some(end(through, port)));
         // A flow for this peer takes its further messages, and answers from the same port.
         let remote = message.from.unwrap();
-        let (mut flow, ours) = host.open_udp(end(through, port), remote, FLOW).unwrap();
+        let (mut flow, ours) = host
+            .open_udp(Side::Outside, end(through, port), remote, Token::Datagram(FLOW))
+            .unwrap();
         assert_eq!(ours, end(through, port));
         far.send_to(b"again", (through, port)).unwrap();
         let batch = receive(&mut host, &mut flow, false);

@@ -3,7 +3,7 @@
 use crate::config::guest::{DEFAULT_MAC, Dns, GuestV4, GuestV6, GuestView, Services, Translation};
 use crate::config::ports::Rule;
 use crate::engine::{Engine, Protocols, Settings};
-use crate::flow::{Endpoint, FlowId, Protocol};
+use crate::flow::{Endpoint, FlowId, Protocol, Side};
 use crate::host::{Accepted, Batch, Connect, Host, Message, Outbound, SocketError, StreamInfo};
 use crate::link::{Frame, LinkCaps, Offload, Refused, Sink, Slot, Source};
 use crate::span::{Span, SpanMut, gather, total};
@@ -113,7 +113,7 @@ impl Sink for Guest {
 pub(super) struct Socket {
     pub(super) local: Endpoint,
     pub(super) remote: Endpoint,
-    pub(super) flow: FlowId,
+    pub(super) token: Token,
     pub(super) echo: bool,
     pub(super) paused: bool,
     pub(super) sent: Vec<Sent>,
@@ -152,7 +152,7 @@ impl Native {
         &mut self,
         local: Endpoint,
         remote: Endpoint,
-        flow: FlowId,
+        token: Token,
         echo: bool,
     ) -> io::Result<Handle> {
         if let Some(errno) = self.refuse {
@@ -161,7 +161,7 @@ impl Native {
         self.sockets.push(Socket {
             local,
             remote,
-            flow,
+            token,
             echo,
             paused: false,
             sent: Vec::new(),
@@ -191,6 +191,7 @@ fn fill(batch: &mut Batch, inbox: &mut VecDeque<(Vec<u8>, Message)>) -> io::Resu
 impl Host for Native {
     type Stream = ();
     type Datagram = Handle;
+    type Pipe = ();
 
     fn is_starved(&self) -> bool {
         false
@@ -202,18 +203,23 @@ impl Host for Native {
         Some(Protocol::Udp)
     }
 
+    fn listener_side(&self, _: u32) -> Side {
+        Side::Outside
+    }
+
     fn open_udp(
         &mut self,
+        _: Side,
         local: Endpoint,
         remote: Endpoint,
-        flow: FlowId,
+        token: Token,
     ) -> io::Result<(Handle, Endpoint)> {
-        Ok((self.open(local, remote, flow, false)?, local))
+        Ok((self.open(local, remote, token, false)?, local))
     }
 
     fn open_echo(&mut self, remote: IpAddr, identifier: u16, flow: FlowId) -> io::Result<Handle> {
         let remote = Endpoint::new(remote, identifier);
-        self.open(remote, remote, flow, true)
+        self.open(remote, remote, Token::Datagram(flow), true)
     }
 
     fn send_messages(
@@ -268,7 +274,7 @@ impl Host for Native {
         self.sockets[*socket].errors.pop_front()
     }
 
-    fn connect(&mut self, _: Endpoint, _: FlowId) -> io::Result<((), Connect)> {
+    fn connect(&mut self, _: Side, _: Endpoint, _: Token) -> io::Result<((), Connect)> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
@@ -280,7 +286,7 @@ impl Host for Native {
         Err(io::ErrorKind::WouldBlock.into())
     }
 
-    fn watch(&mut self, (): &mut (), _: FlowId, _: Interest) {}
+    fn watch(&mut self, (): &mut (), _: Token, _: Interest) {}
 
     fn send(&mut self, (): &mut (), _: &[Span<'_>]) -> io::Result<usize> {
         Ok(0)
@@ -310,6 +316,20 @@ impl Host for Native {
 
     fn take_error(&mut self, (): &()) -> Option<io::Error> {
         None
+    }
+
+    fn pipe(&mut self) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn give_back(&mut self, (): ()) {}
+
+    fn fill(&mut self, (): &mut (), (): &mut (), _: usize) -> io::Result<usize> {
+        Ok(0)
+    }
+
+    fn drain(&mut self, (): &mut (), (): &mut (), _: usize) -> io::Result<usize> {
+        Ok(0)
     }
 }
 
@@ -424,7 +444,7 @@ impl Net {
 
     /// Socket `index` is readable.
     pub(super) fn event(&mut self, index: usize) {
-        let token = Token::Datagram(self.host().sockets[index].flow);
+        let token = self.host().sockets[index].token;
         let ready = Readiness { readable: true, ..Readiness::default() };
         self.engine.on_socket(token, ready, &mut self.guest, self.now);
     }
@@ -433,7 +453,7 @@ impl Net {
     pub(super) fn error(&mut self, index: usize, error: SocketError) {
         let socket = &mut self.host().sockets[index];
         socket.errors.push_back(error);
-        let token = Token::Datagram(socket.flow);
+        let token = socket.token;
         let ready = Readiness { error: true, ..Readiness::default() };
         self.engine.on_socket(token, ready, &mut self.guest, self.now);
     }
