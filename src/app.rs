@@ -28,6 +28,7 @@ use crate::sys::process::{self, Side};
 use crate::sys::socket::{self, Family, Kind};
 use crate::time::Duration;
 use crate::token::{Interest, Token};
+use crate::translate::datagram::Timeouts;
 use ::log::{error, info, warn};
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -186,14 +187,8 @@ fn run(program: Program, mode: Mode, typed: &Typed) -> Result<(), Error> {
 }
 
 fn log_options(program: Program, process: &Process) -> crate::log::Options {
-    use crate::log::Verbosity;
     crate::log::Options {
-        verbosity: match process.verbosity {
-            options::Verbosity::Quiet => Verbosity::Quiet,
-            options::Verbosity::Info => Verbosity::Normal,
-            options::Verbosity::Debug => Verbosity::Debug,
-            options::Verbosity::Trace => Verbosity::Trace,
-        },
+        verbosity: process.verbosity,
         program: program.name(),
         version: env!("CARGO_PKG_VERSION"),
         file: process.log_file.clone(),
@@ -213,6 +208,12 @@ fn facts() -> Result<HostFacts, Error> {
         facts.ephemeral = range;
     }
     Ok(facts)
+}
+
+/// When this host's connection tracking, if it is there, would forget UDP exchanges.
+fn timeouts() -> Timeouts {
+    let read = |name| read_file(&format!("/proc/sys/net/netfilter/nf_conntrack_{name}"));
+    Timeouts::new(read("udp_timeout").as_deref(), read("udp_timeout_stream").as_deref())
 }
 
 /// The beginning of a file; `None` when there is none to be read.
@@ -367,13 +368,13 @@ fn random_key() -> io::Result<[u8; 16]> {
 }
 
 fn engine_settings(network: &Network, hash_key: [u8; 16]) -> engine::Settings {
-    let config::Protocols { tcp, udp, icmp } = network.protocols;
     engine::Settings {
         view: network.guest.clone(),
         translation: network.translation.clone(),
         rules: network.forwards.clone(),
-        protocols: engine::Protocols { tcp, udp, icmp },
+        protocols: network.protocols,
         max_flows: MAX_FLOWS,
+        timeouts: timeouts(),
         hash_key,
     }
 }

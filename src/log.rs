@@ -29,6 +29,7 @@ mod limit;
 pub use file::FileError;
 pub use limit::{Admission, Limiter};
 
+pub use crate::config::options::Verbosity;
 use crate::time::Instant;
 use file::LogFile;
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -49,28 +50,13 @@ static FOREIGN: Limiter = Limiter::new();
 /// The one logger of the process.
 static LOGGER: Logger = Logger { state: Mutex::new(State::EARLY), clock: OnceLock::new() };
 
-/// How much is said: `-q`, nothing, `-d`, `--trace`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Verbosity {
-    /// Warnings and errors.
-    Quiet,
-    /// What a user wants to know once.
-    #[default]
-    Normal,
-    /// Why things happen; to standard error and the file, never to the system's log.
-    Debug,
-    /// Each packet and event.
-    Trace,
-}
-
-impl Verbosity {
-    const fn filter(self) -> LevelFilter {
-        match self {
-            Self::Quiet => LevelFilter::Warn,
-            Self::Normal => LevelFilter::Info,
-            Self::Debug => LevelFilter::Debug,
-            Self::Trace => LevelFilter::Trace,
-        }
+/// The least important level of which something is said.
+const fn filter(verbosity: Verbosity) -> LevelFilter {
+    match verbosity {
+        Verbosity::Quiet => LevelFilter::Warn,
+        Verbosity::Info => LevelFilter::Info,
+        Verbosity::Debug => LevelFilter::Debug,
+        Verbosity::Trace => LevelFilter::Trace,
     }
 }
 
@@ -134,7 +120,7 @@ pub fn init(options: &Options) -> Result<(), Error> {
     drop(state);
     // Fails when it was set before, by an earlier call: then it is this very logger.
     let _ = log::set_logger(&LOGGER);
-    log::set_max_level(options.verbosity.filter());
+    log::set_max_level(filter(options.verbosity));
     Ok(())
 }
 
@@ -200,7 +186,7 @@ struct State {
 impl State {
     const EARLY: Self = Self {
         name: "passt",
-        verbosity: Verbosity::Normal,
+        verbosity: Verbosity::Info,
         stderr: true,
         waits: true,
         remote: Remote::None,

@@ -38,7 +38,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("sys", &["time", "wire", "span", "token", "flow/"]),
-    ("log", &["time", "sys"]),
+    ("log", &["time", "config", "sys"]),
     ("link", &["time", "wire", "span", "flow/", "config", "token", "sys", "log"]),
     ("host", &["time", "wire", "span", "flow", "config", "token", "sys", "log"]),
     ("sandbox", &["time", "config", "sys", "log"]),

@@ -69,7 +69,7 @@ fn enter(setup: &Setup) -> (Signals, Ready, Locked) {
     let started = or_exit(Started::begin());
     let signals = or_exit(Signals::block());
     or_exit(passt::log::init(&passt::log::Options {
-        verbosity: passt::log::Verbosity::Normal,
+        verbosity: passt::log::Verbosity::Info,
         program: "helper",
         version: "0",
         file: setup.log_file.clone(),

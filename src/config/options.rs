@@ -56,9 +56,10 @@ pub enum Verbosity {
     /// And what is of interest to the user.
     #[default]
     Info,
-    /// Everything but single packets (`--debug`).
+    /// And why things happen (`--debug`); to standard error and the file, never to the system's
+    /// log.
     Debug,
-    /// Everything (`--trace`).
+    /// And single packets and events (`--trace`).
     Trace,
 }
 

@@ -21,6 +21,7 @@ pub mod packet;
 pub mod staging;
 mod tcp;
 
+pub use crate::config::Protocols;
 use crate::config::guest::{GuestView, Translation};
 use crate::config::ports::Rule;
 use crate::flow::deadline::{Booking, Deadlines};
@@ -31,6 +32,7 @@ use crate::host::Host;
 use crate::link::{Refused, Sink, Slot, Source};
 use crate::time::{Duration, Instant};
 use crate::token::{Readiness, Token};
+use crate::translate::datagram::Timeouts;
 use crate::wire::MacAddr;
 use counters::{DropReason, Drops};
 use headers::Addresses;
@@ -56,19 +58,10 @@ pub struct Settings {
     pub protocols: Protocols,
     /// Flows of each protocol that are kept at most.
     pub max_flows: usize,
+    /// When flows of datagrams end.
+    pub timeouts: Timeouts,
     /// Key of the flow hash: 128 bits that nobody outside knows.
     pub hash_key: [u8; 16],
-}
-
-/// Which transport protocols are carried.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Protocols {
-    /// TCP.
-    pub tcp: bool,
-    /// UDP.
-    pub udp: bool,
-    /// ICMP and ICMPv6 echo.
-    pub icmp: bool,
 }
 
 /// Someone who has booked a wake-up, or waits for a turn or for room.

@@ -10,6 +10,7 @@ use passt::flow::{FlowId, Protocol};
 use passt::link::{Link, Offload, Sink};
 use passt::time::{Duration, Instant};
 use passt::token::{Readiness, Token};
+use passt::translate::datagram::Timeouts;
 use passt::wire::MacAddr;
 use std::cell::RefMut;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -85,6 +86,7 @@ pub fn settings() -> Settings {
         rules: vec![rule(Protocol::Tcp), rule(Protocol::Udp)],
         protocols: Protocols { tcp: true, udp: true, icmp: true },
         max_flows: 1000,
+        timeouts: Timeouts::default(),
         hash_key: *b"sixteen bytes ok",
     }
 }

@@ -11,6 +11,7 @@ use passt::engine::{Engine, Protocols, Settings};
 use passt::flow::{Endpoint, Protocol};
 use passt::link::{Link, Sink};
 use passt::time::{Duration, Instant};
+use passt::translate::datagram::Timeouts;
 use passt::wire::MacAddr;
 use std::cell::RefCell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -217,6 +218,7 @@ impl World {
             rules: vec![rule()],
             protocols: Protocols { tcp: true, udp: false, icmp: false },
             max_flows: 1000,
+            timeouts: Timeouts::default(),
             hash_key: seed.to_le_bytes().repeat(2).try_into().expect("16 bytes"),
         };
         let engine = Engine::new(host, settings, now);

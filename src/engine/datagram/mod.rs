@@ -236,7 +236,7 @@ impl<D: std::fmt::Debug> Datagrams<D> {
 
     fn book<H, K>(&mut self, ctx: &mut Ctx<'_, H, K>, id: FlowId) {
         if let Some((_, flow)) = self.table.get_mut(id) {
-            let at = flow.life.deadline();
+            let at = flow.life.deadline(&ctx.shared.settings.timeouts);
             ctx.shared.deadlines.book(&mut flow.booking, Owner::Datagram(id), Some(at));
         }
     }
@@ -275,7 +275,7 @@ impl<D: std::fmt::Debug> Datagrams<D> {
     ) {
         let Some((_, flow)) = self.table.get_mut(id) else { return };
         flow.booking.clear();
-        if flow.life.is_over(ctx.now) {
+        if flow.life.is_over(ctx.now, &ctx.shared.settings.timeouts) {
             self.close(ctx, id);
         } else {
             self.book(ctx, id);

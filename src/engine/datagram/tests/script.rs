@@ -9,6 +9,7 @@ use crate::link::{Frame, LinkCaps, Offload, Refused, Sink, Slot, Source};
 use crate::span::{Span, SpanMut, gather, total};
 use crate::time::Instant;
 use crate::token::{Interest, Readiness, Token};
+use crate::translate::datagram::Timeouts;
 use crate::wire::{MacAddr, checksum, ethernet, ipv4, ipv6, udp};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -402,6 +403,7 @@ impl Net {
             rules: vec![rule],
             protocols: Protocols { tcp: true, udp: true, icmp: true },
             max_flows: 4,
+            timeouts: Timeouts::default(),
             hash_key: [7; 16],
         };
         change(&mut settings);
