@@ -19,6 +19,7 @@ use crate::link::Link;
 use crate::link::capture::{Capture, Parts};
 use crate::link::stream::StreamLink;
 use crate::link::vhost::{Settings, VhostLink};
+pub use crate::pesto::main as pesto;
 use crate::runtime::worker::{Exit, Worker};
 use crate::runtime::{self, Clock};
 use crate::sandbox::{self, Identity, Jail, Jailed, Role, RunAs, RunAsError, Started};

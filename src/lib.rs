@@ -33,6 +33,7 @@ pub mod host;
 pub mod link;
 pub mod log;
 pub mod pasta;
+pub mod pesto;
 pub mod runtime;
 pub mod sandbox;
 pub mod service;

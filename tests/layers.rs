@@ -42,6 +42,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("link", &["time", "wire", "span", "flow/", "config", "token", "sys", "log"]),
     ("host", &["time", "wire", "span", "flow", "config", "token", "sys", "log"]),
     ("sandbox", &["time", "config", "sys", "log"]),
+    ("pesto", &["config", "flow/", "sys", "sandbox"]),
     ("daemon", &["time", "config", "sys", "log"]),
     ("pasta", &["time", "wire", "config", "token", "sys", "log"]),
     (

@@ -378,19 +378,25 @@ fn argument(program: Program, heading: &'static str, option: &Opt) -> clap::Arg 
 
 /// Options in the order in which they were typed.
 fn in_order(found: &ArgMatches) -> Vec<(&'static Opt, &OsStr)> {
-    let mut typed: Vec<_> = options()
-        .filter_map(|option| {
-            Some(
-                found
-                    .indices_of(option.long)?
-                    .zip(found.get_raw(option.long)?)
-                    .map(move |(place, value)| (place, option, value)),
-            )
+    let named = |name| options().find(|option| option.long == name);
+    let typed = getopt_order(found, options().map(|option| option.long));
+    typed.into_iter().filter_map(|(name, value)| Some((named(name)?, value))).collect()
+}
+
+/// The options of these names with their values, in the order in which they were typed.
+pub fn getopt_order(
+    found: &ArgMatches,
+    names: impl Iterator<Item = &'static str>,
+) -> Vec<(&'static str, &OsStr)> {
+    let mut typed: Vec<_> = names
+        .filter_map(|name| {
+            let places = found.indices_of(name)?.zip(found.get_raw(name)?);
+            Some(places.map(move |(place, value)| (place, name, value)))
         })
         .flatten()
         .collect();
     typed.sort_unstable_by_key(|(place, ..)| *place);
-    typed.into_iter().map(|(_, option, value)| (option, value)).collect()
+    typed.into_iter().map(|(_, name, value)| (name, value)).collect()
 }
 
 fn apply(program: Program, found: &ArgMatches) -> Result<Request, Error> {
@@ -454,28 +460,33 @@ fn is_number(word: &OsStr) -> bool {
     !word.is_empty() && word.iter().all(u8::is_ascii_digit)
 }
 
-/// What `getopt_long` would say: others look for these words.
 fn refusal(program: Program, argv0: &str, error: &clap::Error) -> Error {
+    let names = options().flat_map(|o| std::iter::once(&o.long).chain(o.aliases)).copied();
+    Error { message: complaint(argv0, error, names), usage: Some(help(program)) }
+}
+
+/// What `getopt_long` would say about a program of these options: others look for these words.
+pub fn complaint(
+    argv0: &str,
+    error: &clap::Error,
+    names: impl Iterator<Item = &'static str>,
+) -> String {
     let arg = match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(arg)) => arg.split(' ').next().unwrap_or(arg),
         _ => "",
     };
     let message = match error.kind() {
-        ErrorKind::UnknownArgument => unknown(arg),
+        ErrorKind::UnknownArgument => unknown(arg, names),
         ErrorKind::TooManyValues => format!("option '{arg}' doesn't allow an argument"),
         _ => format!("option '{arg}' requires an argument"),
     };
-    Error {
-        message: format!("{argv0}: {message}"),
-        usage: Some(command(program).render_help().to_string()),
-    }
+    format!("{argv0}: {message}")
 }
 
-fn unknown(arg: &str) -> String {
+fn unknown(arg: &str, names: impl Iterator<Item = &'static str>) -> String {
     let Some(start) = arg.strip_prefix("--") else {
         return format!("invalid option -- '{}'", arg.trim_start_matches('-'));
     };
-    let names = options().flat_map(|o| std::iter::once(&o.long).chain(o.aliases));
     let candidates: Vec<_> =
         names.filter(|n| n.starts_with(start)).map(|n| format!("'--{n}'")).collect();
     if start.is_empty() || candidates.is_empty() {
@@ -491,10 +502,14 @@ fn help(program: Program) -> String {
 
 /// The version, as others parse it: the name and the version on the first line, an empty last one.
 fn version(program: Program) -> String {
+    version_of(program.name())
+}
+
+/// [`version`] of any program.
+pub fn version_of(name: &str) -> String {
     format!(
-        "{} {}\npasst-rs, a user-mode network stack for virtual machines and containers.\n\
+        "{name} {}\npasst-rs, a user-mode network stack for virtual machines and containers.\n\
          Licensed under the Apache License, Version 2.0, without warranties of any kind.\n\n",
-        program.name(),
         env!("CARGO_PKG_VERSION")
     )
 }

@@ -135,6 +135,8 @@ pub enum Role {
     VhostUser,
     /// The only worker of `passt` on a stream socket: guest and sockets.
     Stream,
+    /// `pesto`, a client of the control socket.
+    Client,
 }
 
 /// Set-up has begun.
@@ -215,6 +217,16 @@ impl Jailed {
         let filtered = seccomp::install(role)?;
         Ok(Locked { filtered })
     }
+}
+
+/// The lock alone, for programs that begin with nothing to lose: no new privileges, and no system
+/// calls that `role` does not need.
+///
+/// # Errors
+/// The kernel refuses one of them.
+pub fn lock_client(role: Role) -> Result<(), Error> {
+    prctl::set_no_new_privs().map_err(|e| Error::NoNewPrivileges(e.into()))?;
+    seccomp::install(role).map(drop)
 }
 
 impl Locked {

@@ -65,16 +65,20 @@ mod tests {
     #[test]
     fn the_filter_of_each_role_compiles_for_each_machine() {
         for arch in [TargetArch::x86_64, TargetArch::aarch64, TargetArch::riscv64] {
-            let program = compile(Role::VhostUser, arch, 1).expect("compiles");
-            assert!(program.len() > 100 && program.len() < 4096, "{}", program.len());
+            for role in [Role::VhostUser, Role::Client] {
+                let program = compile(role, arch, 1).expect("compiles");
+                assert!(program.len() > 100 && program.len() < 4096, "{}", program.len());
+            }
         }
     }
 
     #[test]
     fn no_system_call_stands_twice_in_the_table_of_a_role() {
-        let mut seen = BTreeSet::from([table::own_abort(1).0]);
-        for entry in table::entries(Role::VhostUser) {
-            assert!(seen.insert(entry.call), "system call {} stands twice", entry.call);
+        for role in [Role::VhostUser, Role::Client] {
+            let mut seen = BTreeSet::from([table::own_abort(1).0]);
+            for entry in table::entries(role) {
+                assert!(seen.insert(entry.call), "system call {} stands twice", entry.call);
+            }
         }
     }
 }

@@ -256,6 +256,27 @@ const WORKER: &[Entry] = &[
     ),
 ];
 
+/// What `pesto` needs.
+const CLIENT: &[Entry] = &[
+    when(libc::SYS_socket, &[&[equal(0, libc::AF_UNIX)]]),
+    always(libc::SYS_connect),
+    // How long reads and writes may take.
+    when(
+        libc::SYS_setsockopt,
+        &[
+            &[equal(1, libc::SOL_SOCKET), equal(2, libc::SO_RCVTIMEO)],
+            &[equal(1, libc::SOL_SOCKET), equal(2, libc::SO_SNDTIMEO)],
+        ],
+    ),
+    always(libc::SYS_read),
+    always(libc::SYS_recvfrom),
+    // Standard output and standard error, too.
+    always(libc::SYS_write),
+    always(libc::SYS_sendto),
+    always(libc::SYS_shutdown),
+    always(libc::SYS_close),
+];
+
 // Requests of ioctl(2), as include/uapi/asm-generic/ioctls.h and linux/sockios.h have them for
 // all our machines; libc's own are of a type that differs between C libraries.
 const SIOCOUTQ: i32 = 0x5411;
@@ -269,6 +290,7 @@ pub(super) fn entries(role: Role) -> impl Iterator<Item = &'static Entry> {
     let tables: &'static [&'static [Entry]] = match role {
         // What a front-end's descriptors and memory need, or a stream's socket, is in the tables.
         Role::VhostUser | Role::Stream => &[RUNTIME, WORKER],
+        Role::Client => &[RUNTIME, CLIENT],
     };
     tables.iter().copied().flatten()
 }
