@@ -44,7 +44,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("sandbox", &["time", "config", "sys", "log"]),
     ("pesto", &["config", "flow/", "sys", "sandbox"]),
     ("daemon", &["time", "config", "sys", "log"]),
-    ("pasta", &["time", "wire", "config", "token", "sys", "log"]),
+    ("pasta", &["time", "wire", "config", "token", "sys", "log", "host"]),
     (
         "runtime",
         &[

@@ -20,6 +20,7 @@ use crate::flow::Protocol;
 use facts::HostFacts;
 use guest::{GuestView, Translation};
 pub use namespace::{Pasta, Tap, Target};
+pub use netplan::NetPlan;
 use network::{Enabled, Templates};
 use options::{Family, InNamespace, Mode, Typed, Verbosity};
 use ports::Rule;

@@ -43,8 +43,7 @@ pub fn choose(facts: &HostFacts, family: Family, wanted: Option<u32>) -> Option<
         Some(index) => {
             ways.retain(|way| way.hop.interface == index);
             // No route needs to lead there at all.
-            let hop = NextHop { interface: index, gateway: None, weight: 1, alive: true };
-            ways.push(Way { hop, source: None, default: false });
+            ways.push(Way { hop: NextHop::new(index, None), source: None, default: false });
         }
         None => ways.retain(|way| !facts.is_loopback(way.hop.interface)),
     }

@@ -1,4 +1,4 @@
-use super::facts::{Address, Interface, MAIN_TABLE, NextHop, Route};
+use super::facts::{Address, Interface, NextHop, Route};
 use super::options::{Program, Request, parse};
 use super::resolv::Resolv;
 use super::*;
@@ -13,24 +13,12 @@ pub(super) fn host() -> HostFacts {
         mtu: Some(1500),
     };
     let address = |addr: &str, prefix_len, global| Address {
-        interface: 2,
-        addr: addr.parse().unwrap(),
-        prefix_len,
         global,
-        usable: true,
-        secondary: false,
+        ..Address::new(2, addr.parse().unwrap(), prefix_len)
     };
-    let route = |destination: &str, gateway: &str| Route {
-        destination: (destination.parse().unwrap(), 0),
-        table: MAIN_TABLE,
-        metric: 0,
-        source: None,
-        hops: vec![NextHop {
-            interface: 2,
-            gateway: Some(gateway.parse().unwrap()),
-            weight: 1,
-            alive: true,
-        }],
+    let route = |destination: &str, gateway: &str| {
+        let hop = NextHop::new(2, Some(gateway.parse().unwrap()));
+        Route::new((destination.parse().unwrap(), 0), vec![hop])
     };
     HostFacts {
         interfaces: vec![

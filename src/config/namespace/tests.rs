@@ -189,7 +189,7 @@ fn spliced_alone_there_is_no_interface_and_nothing_to_serve_on_it() {
     assert!(!guest.services.ndp && !guest.services.ra);
     assert!(guest.dns.v4.is_empty() && guest.dns.v6.is_empty() && guest.dns.search.is_empty());
     let no_dns = HostFacts { resolv: Resolv::default(), ..host() };
-    assert!(super::tests::configured("--splice-only", &no_dns).unwrap().1.is_empty());
+    assert!(configured("--splice-only", &no_dns).unwrap().1.is_empty());
     assert!(pasta("--host-lo-to-ns-lo").lo_to_lo);
     assert!(!pasta("--no-splice").splice);
 }

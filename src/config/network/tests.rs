@@ -89,14 +89,7 @@ fn where_the_host_has_no_gateway_one_is_made_up() {
     assert_eq!(v4("-g 10.8.0.9", on_link("10.8.0.2/24")), "10.8.0.2/24 via 10.8.0.9");
 
     let mut facts = facts("");
-    facts.addresses.push(Address {
-        interface: 2,
-        addr: "10.8.0.254".parse().unwrap(),
-        prefix_len: 24,
-        global: true,
-        usable: true,
-        secondary: false,
-    });
+    facts.addresses.push(Address::new(2, "10.8.0.254".parse().unwrap(), 24));
     let templates = Templates { v4: on_link("10.8.0.2/24"), v6: None };
     let (guest, translation) = plan(&typed(""), &facts, &templates, BOTH);
     let gateway = Some(Ipv4Addr::new(10, 8, 0, 253));

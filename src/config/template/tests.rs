@@ -51,12 +51,10 @@ fn parse_address(facts: &HostFacts, line: &str) -> Address {
         IpAddr::V6(a) => a.is_loopback() || a.is_unicast_link_local(),
     };
     Address {
-        interface,
-        addr,
-        prefix_len,
         global: !scoped && !flags.contains(&"link"),
         usable: !flags.contains(&"deprecated"),
         secondary: flags.contains(&"secondary"),
+        ..Address::new(interface, addr, prefix_len)
     }
 }
 
@@ -64,7 +62,7 @@ fn parse_route(facts: &HostFacts, text: &str) -> Route {
     let (mut metric, mut table, mut source, mut hops) = (0, MAIN_TABLE, None, Vec::new());
     let (destination, rest) = text.split_once(' ').unwrap();
     for part in rest.split(", ") {
-        let mut hop = NextHop { interface: 0, gateway: None, weight: 1, alive: true };
+        let mut hop = NextHop::new(0, None);
         let mut words = part.split(' ');
         while let Some(word) = words.next() {
             let mut value = || words.next().unwrap();
@@ -80,7 +78,7 @@ fn parse_route(facts: &HostFacts, text: &str) -> Route {
         }
         hops.push(hop);
     }
-    Route { destination: prefix(destination), table, metric, source, hops }
+    Route { table, metric, source, ..Route::new(prefix(destination), hops) }
 }
 
 /// The choice as text: interface, address, gateway.

@@ -74,12 +74,7 @@ fn addresses_and_routes_of_a_namespace_are_found() {
     };
     let main = default(MAIN_TABLE, true);
     assert_eq!((main.metric, main.source), (7, "192.0.2.6".parse().ok()));
-    let hop = NextHop {
-        interface: eth0.index,
-        gateway: "192.0.2.1".parse().ok(),
-        weight: 1,
-        alive: true,
-    };
+    let hop = NextHop::new(eth0.index, "192.0.2.1".parse().ok());
     assert_eq!(main.hops, [hop]);
     assert_eq!(default(1000, true).hops, [NextHop { gateway: None, ..hop }]);
     let gateway = "fe80::1".parse().ok();
@@ -123,29 +118,4 @@ fn more_addresses_than_fit_one_datagram_are_found() {
     let facts = facts_after(&commands.iter().map(String::as_str).collect::<Vec<_>>());
     let of_subnet = |a: &&Address| a.prefix_len == 24;
     assert_eq!(facts.addresses.iter().filter(of_subnet).count(), 250);
-}
-
-#[test]
-fn torn_and_odd_datagrams_are_taken_apart_without_harm() {
-    let parts = |bytes: &[u8]| Parts(bytes).map(|p| (p.bytes.len(), p.kind)).collect::<Vec<_>>();
-    let header = |len: u32, kind: u16| {
-        let mut bytes = len.to_ne_bytes().to_vec();
-        bytes.extend(kind.to_ne_bytes());
-        bytes.extend([0; 10]);
-        bytes
-    };
-    assert_eq!(parts(&[]), []);
-    assert_eq!(parts(&header(16, 3)[..15]), []);
-    assert_eq!(parts(&header(16, 3)), [(16, 3)]);
-    assert_eq!(parts(&header(15, 3)), []);
-    assert_eq!(parts(&header(0, 3)), []);
-    assert_eq!(parts(&header(17, 3)), []);
-    assert_eq!(parts(&header(u32::MAX, 3)), []);
-    let two = [header(18, 7), vec![0; 4], header(16, 3)].concat();
-    assert_eq!(parts(&two), [(18, 7), (16, 3)]);
-    let odd = [header(17, 7), vec![0; 1]].concat();
-    assert_eq!(parts(&odd), [(17, 7)], "the last one needs no padding");
-    assert_eq!(error(&header(16, 2)).raw_os_error(), Some(libc::EPROTO));
-    let refused = [header(20, 2), (-libc::EPERM).to_ne_bytes().to_vec()].concat();
-    assert_eq!(error(&refused).raw_os_error(), Some(libc::EPERM));
 }
