@@ -13,6 +13,7 @@ use crate::config::resolv::Resolv;
 use crate::config::{self, Config, Machine, Network, Process, Socket, ports};
 use crate::daemon::{self, Launch, PidFile, Signals};
 use crate::engine::{self, Engine};
+use crate::flow::rules::Rules;
 use crate::host::netlink;
 use crate::host::sockets::{Setup, Sockets};
 use crate::link::Link;
@@ -279,7 +280,8 @@ fn machine<L: Parts>(
     let (door, bound) = open_door(&config.socket, inherited)?;
     let pid_file = own.pid.as_deref().map(PidFile::open).transpose()?;
     let capture = network.pcap.as_deref().and_then(open_capture);
-    let sockets = open_sockets(&epoll, network)?;
+    let rules = Rules::from(network.forwards.clone());
+    let sockets = open_sockets(&epoll, network, &rules)?;
     let hash_key = random_key().map_err(|e| Error::System("get random numbers", e))?;
     network.summary().iter().for_each(|line| info!("{line}"));
     let launch = Launch::prepare(!own.foreground, pid_file)?;
@@ -290,7 +292,7 @@ fn machine<L: Parts>(
     let stats = own.stats.map(|seconds| Duration::from_secs(seconds.into()));
     let service = Service { jailed, launch, bound, signals, epoll, role, stats };
     let clock = Clock::start();
-    let engine = Engine::new(sockets, engine_settings(network, hash_key), clock.now());
+    let engine = Engine::new(sockets, engine_settings(network, rules, hash_key), clock.now());
     match capture {
         None => service.run(link, engine, clock),
         Some(file) => {
@@ -335,7 +337,7 @@ fn open_capture(path: &Path) -> Option<File> {
         .ok()
 }
 
-fn open_sockets(epoll: &Rc<Epoll>, network: &Network) -> Result<Sockets, Error> {
+fn open_sockets(epoll: &Rc<Epoll>, network: &Network, rules: &Rules) -> Result<Sockets, Error> {
     let setup = Setup {
         v4: network.guest.v4.is_some(),
         v6: network.guest.v6.is_some(),
@@ -348,7 +350,7 @@ fn open_sockets(epoll: &Rc<Epoll>, network: &Network) -> Result<Sockets, Error> 
     };
     let opened = Sockets::new(Rc::clone(epoll), setup);
     let mut sockets = opened.map_err(|e| Error::System("set up sockets", e))?;
-    let listened = sockets.listen(&network.forwards).map_err(|failure| {
+    let listened = sockets.listen(rules).map_err(|failure| {
         error!("{failure}");
         Error::Listen
     })?;
@@ -368,11 +370,11 @@ fn random_key() -> io::Result<[u8; 16]> {
     Ok(key)
 }
 
-fn engine_settings(network: &Network, hash_key: [u8; 16]) -> engine::Settings {
+fn engine_settings(network: &Network, rules: Rules, hash_key: [u8; 16]) -> engine::Settings {
     engine::Settings {
         view: network.guest.clone(),
         translation: network.translation.clone(),
-        rules: network.forwards.clone(),
+        rules,
         protocols: network.protocols,
         max_flows: MAX_FLOWS,
         timeouts: timeouts(),

@@ -281,6 +281,13 @@ impl Host for ChaosHost {
         self.0.borrow_mut().chance.percent(5)
     }
 
+    fn relisten(
+        &mut self,
+        _: &passt::flow::rules::Rules,
+    ) -> Result<passt::host::Changes, passt::host::Failure> {
+        Ok(passt::host::Changes::default())
+    }
+
     fn listener_protocol(&self, listener: u32) -> Option<Protocol> {
         [Some(Protocol::Tcp), Some(Protocol::Udp), None][listener.min(2) as usize]
     }

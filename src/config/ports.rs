@@ -32,7 +32,7 @@ pub const MAX_RULES: usize = 4096;
 pub const LOOPBACK: &str = "lo";
 
 /// Ports that are forwarded from one side to the other.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Rule {
     /// The address to listen on. `None` is any address of both families, on one dual-stack
     /// socket; with one family only, its wildcard stands here.

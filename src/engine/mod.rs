@@ -23,12 +23,12 @@ mod tcp;
 
 pub use crate::config::Protocols;
 use crate::config::guest::{GuestView, Translation};
-use crate::config::ports::Rule;
 use crate::flow::deadline::{Booking, Deadlines};
 use crate::flow::forward::Observed;
+use crate::flow::rules::{Rules, Tables};
 use crate::flow::table::FlowHasher;
 use crate::flow::{FlowId, FlowKey, Protocol};
-use crate::host::Host;
+use crate::host::{Changes, Failure, Host};
 use crate::link::{Refused, Sink, Slot, Source};
 use crate::time::{Duration, Instant};
 use crate::token::{Readiness, Token};
@@ -45,15 +45,15 @@ const STARVED_PAUSE: Duration = Duration::from_secs(1);
 /// The shortest frame that Ethernet knows, without FCS: where it finds no room, none does.
 const LEAST_FRAME: usize = 60;
 
-/// What the engine is told at start. Immutable.
+/// What the engine is told at start. Only the rules change later.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// What the guest shall see.
     pub view: GuestView,
     /// How addresses translate.
     pub translation: Translation,
-    /// Forwarding rules; listeners name them by index.
-    pub rules: Vec<Rule>,
+    /// Forwarding rules; listeners name them by number.
+    pub rules: Rules,
     /// Which protocols are carried.
     pub protocols: Protocols,
     /// Flows of each protocol that are kept at most.
@@ -210,6 +210,23 @@ impl<H: Host> Engine<H> {
     /// The host's sockets.
     pub const fn host_mut(&mut self) -> &mut H {
         &mut self.host
+    }
+
+    /// The forwarding rules in force.
+    pub const fn rules(&self) -> &Rules {
+        &self.shared.settings.rules
+    }
+
+    /// Forwards what `tables` say, and no longer what the rules in force say. Rules that both have
+    /// are left alone, and so are flows.
+    ///
+    /// # Errors
+    /// A port cannot be listened on: then everything is as it was.
+    pub fn replace_rules(&mut self, tables: &Tables) -> Result<Changes, Failure> {
+        let rules = self.shared.settings.rules.followed_by(tables);
+        let changes = self.host.relisten(&rules)?;
+        self.shared.settings.rules = rules;
+        Ok(changes)
     }
 
     /// How often what was dropped.

@@ -5,6 +5,7 @@
 
 pub mod deadline;
 pub mod forward;
+pub mod rules;
 pub mod table;
 
 use std::fmt;
@@ -31,12 +32,25 @@ pub enum Side {
 }
 
 impl Side {
+    /// Both of them.
+    pub const BOTH: [Self; 2] = [Self::Outside, Self::Inside];
+
     /// The other one.
     pub const fn other(self) -> Self {
         match self {
             Self::Outside => Self::Inside,
             Self::Inside => Self::Outside,
         }
+    }
+}
+
+/// By the names that the control protocol gives them.
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Outside => "HOST",
+            Self::Inside => "SPLICE",
+        })
     }
 }
 

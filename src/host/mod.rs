@@ -9,6 +9,9 @@ pub mod listen;
 pub mod netlink;
 pub mod sockets;
 
+pub use listen::{Changes, Failure};
+
+use crate::flow::rules::Rules;
 use crate::flow::{Endpoint, FlowId, Protocol, Side};
 use crate::span::{Span, SpanMut};
 use crate::time::Duration;
@@ -34,7 +37,7 @@ pub struct Accepted<S> {
     pub peer: Endpoint,
     /// Our end: the address that the peer connected to.
     pub local: Endpoint,
-    /// The forwarding rule that opened the listener, by its index.
+    /// The number of the forwarding rule that wants the listener.
     pub rule: usize,
 }
 
@@ -119,6 +122,10 @@ pub trait Host {
     /// The pending error of the socket, cleared by asking (SO_ERROR).
     fn take_error(&mut self, stream: &Self::Stream) -> Option<io::Error>;
 
+    /// Listens as `rules` say and no longer as the rules before said; sockets of rules that have
+    /// not changed stay open. A failure leaves all as it was.
+    fn relisten(&mut self, rules: &Rules) -> Result<Changes, Failure>;
+
     /// Whether listeners are not watched because the process was out of descriptors: call
     /// [`Host::feed`] in a while.
     fn is_starved(&self) -> bool;
@@ -177,7 +184,7 @@ pub trait Host {
     ) -> io::Result<usize>;
 
     /// As [`Host::receive_messages`], from a UDP listener; [`Message::from`] and [`Message::to`] are
-    /// set. Returns the index of the listener's rule and how many messages came.
+    /// set. Returns the number of the listener's rule and how many messages came.
     fn receive_listener(&mut self, listener: u32, batch: &mut Batch) -> io::Result<(usize, usize)>;
 
     /// Stops to report input of `socket`, which stays there, or goes on. Errors are always

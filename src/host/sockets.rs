@@ -17,8 +17,9 @@ pub use stream::Stream;
 use self::datagram::Tables;
 use self::peek::Scratch;
 use self::splice::Interior;
-use super::listen::Listener;
+use super::listen::{Changes, Failure, Listeners};
 use super::{Accepted, Batch, Connect, Host, Outbound, SocketError, StreamInfo};
+use crate::flow::rules::Rules;
 use crate::flow::{Endpoint, FlowId, Protocol, Side};
 use crate::span::{Span, SpanMut};
 use crate::sys::epoll::Epoll;
@@ -134,7 +135,9 @@ pub struct Sockets {
     pub(super) epoll: Rc<Epoll>,
     pub(super) setup: Setup,
     features: Features,
-    pub(super) listeners: Vec<Listener>,
+    pub(super) listeners: Listeners,
+    /// Whether sockets inside can be bound to an interface, once that is known.
+    pub(super) inside_devices: Option<bool>,
     /// A descriptor to give up when there are no others, so that a connection can be refused.
     pub(super) spare: Option<OwnedFd>,
     /// Listeners that are not watched because accepting would fail again at once.
@@ -163,7 +166,8 @@ impl Sockets {
             epoll,
             setup,
             features,
-            listeners: Vec::new(),
+            listeners: Listeners::default(),
+            inside_devices: None,
             spare,
             starved: Vec::new(),
             scratch: Scratch::default(),
@@ -197,6 +201,10 @@ impl Host for Sockets {
     type Stream = Stream;
     type Datagram = Datagram;
     type Pipe = Pipe;
+
+    fn relisten(&mut self, rules: &Rules) -> Result<Changes, Failure> {
+        self.listen(rules)
+    }
 
     fn is_starved(&self) -> bool {
         Self::is_starved(self)
@@ -349,11 +357,12 @@ impl Host for Sockets {
     }
 
     fn receive_listener(&mut self, listener: u32, batch: &mut Batch) -> io::Result<(usize, usize)> {
-        let Some(of) = self.listeners.get(listener as usize) else {
+        let Some(of) = self.listeners.get(listener) else {
             return Err(io::ErrorKind::NotFound.into());
         };
-        let n = self.tables.receive(of.fd(), batch, true, of.listening.port)?;
-        Ok((of.listening.rule, n))
+        let of_what = of.listening();
+        let n = self.tables.receive(of.fd(), batch, true, of_what.port)?;
+        Ok((of_what.rule, n))
     }
 
     fn pause(&mut self, socket: &mut Datagram, paused: bool) {

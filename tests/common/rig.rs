@@ -83,7 +83,7 @@ pub fn settings() -> Settings {
             v4: Nat { host_loopback: Some(gateway), ..Nat::default() },
             v6: Nat::default(),
         },
-        rules: vec![rule(Protocol::Tcp), rule(Protocol::Udp)],
+        rules: vec![rule(Protocol::Tcp), rule(Protocol::Udp)].into(),
         protocols: Protocols { tcp: true, udp: true, icmp: true },
         max_flows: 1000,
         timeouts: Timeouts::default(),

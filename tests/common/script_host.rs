@@ -403,6 +403,13 @@ impl Host for ScriptHost {
         state.fed += 1;
     }
 
+    fn relisten(
+        &mut self,
+        _: &passt::flow::rules::Rules,
+    ) -> Result<passt::host::Changes, passt::host::Failure> {
+        Ok(passt::host::Changes::default())
+    }
+
     fn listener_protocol(&self, listener: u32) -> Option<Protocol> {
         match listener {
             0 | 2 => Some(Protocol::Tcp),

@@ -215,7 +215,7 @@ impl World {
         let settings = Settings {
             view: view(weather.mtu),
             translation: Translation::default(),
-            rules: vec![rule()],
+            rules: vec![rule()].into(),
             protocols: Protocols { tcp: true, udp: false, icmp: false },
             max_flows: 1000,
             timeouts: Timeouts::default(),

@@ -475,6 +475,13 @@ impl Host for SimHost {
         Err(ErrorKind::Unsupported.into())
     }
 
+    fn relisten(
+        &mut self,
+        _: &passt::flow::rules::Rules,
+    ) -> Result<passt::host::Changes, passt::host::Failure> {
+        Ok(passt::host::Changes::default())
+    }
+
     fn listener_protocol(&self, _listener: u32) -> Option<Protocol> {
         Some(Protocol::Tcp)
     }

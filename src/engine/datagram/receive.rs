@@ -159,7 +159,8 @@ impl<D: std::fmt::Debug> Datagrams<D> {
             self.scratch.batch = batch;
             match received {
                 Ok(_) => {}
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+                // Empty; or no rule wants the listener any more.
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::NotFound) => return,
                 Err(_) => return ctx.shared.drop(DropReason::NoSocket),
             }
         }

@@ -74,7 +74,7 @@ impl Sockets {
     }
 
     /// A socket of `side`, and how sockets are set up there.
-    pub(super) fn open(
+    pub(in crate::host) fn open(
         &mut self,
         side: Side,
         family: Family,

@@ -304,10 +304,10 @@ fn accepted(
     through: &str,
     listen: Option<&str>,
 ) -> (Stream, TcpStream, Accepted<()>) {
-    let listened = host.listen(&[rule(listen, 0)]).unwrap();
-    assert_eq!((listened.sockets, listened.warnings.len()), (1, 0));
-    let index = u32::try_from(host.listeners.len() - 1).unwrap();
-    let port = socket::local_address(host.listeners.last().unwrap().fd()).unwrap().port();
+    let listened = host.listen(&vec![rule(listen, 0)].into()).unwrap();
+    assert_eq!((listened.opened, listened.warnings.len()), (1, 0));
+    let (index, listener) = host.listeners.iter().next().unwrap();
+    let port = socket::local_address(listener.fd()).unwrap().port();
     let far = TcpStream::connect((through, port)).unwrap();
     let (token, ready) = event(host);
     assert_eq!(token, Token::Listener(index));
@@ -357,7 +357,7 @@ fn weak_rule(port: u16) -> Rule {
 #[test]
 fn explicit_ports_are_opened_before_best_effort_ones() {
     let mut host = sockets(WITHOUT);
-    host.listen(&[weak_rule(0), rule(Some("127.0.0.1"), 0)]).unwrap();
+    host.listen(&vec![weak_rule(0), rule(Some("127.0.0.2"), 0)].into()).unwrap();
     assert_eq!(host.listening(0).map(|l| l.rule), Some(1));
     assert_eq!(host.listening(1).map(|l| l.rule), Some(0));
 }
@@ -368,25 +368,25 @@ fn a_port_that_is_taken_fails_in_words_or_warns() {
     let port = taken.local_addr().unwrap().port();
     let mut host = sockets(WITHOUT);
     let strict = rule(Some("127.0.0.1"), port);
-    let failure = host.listen(std::slice::from_ref(&strict)).unwrap_err();
+    let failure = host.listen(&vec![strict.clone()].into()).unwrap_err();
     assert_eq!(
         failure.to_string(),
         format!("Listen failed for HOST TCP port 127.0.0.1/{port}: Address already in use")
     );
     let weak = Rule { weak: true, ..strict.clone() };
-    host.listen(std::slice::from_ref(&weak)).unwrap_err();
+    host.listen(&vec![weak.clone()].into()).unwrap_err();
     assert!(host.listeners.is_empty(), "not one port is an error also for the weak");
     // One of the ports above is free, or the range would be hard to find on any machine.
     let last = port.saturating_add(20);
-    let listened = host.listen(&[Rule { last, ..weak }]).unwrap();
+    let listened = host.listen(&vec![Rule { last, ..weak }].into()).unwrap();
     assert_eq!(listened.warnings.len(), 1, "one line for a rule");
-    assert_eq!(listened.sockets, host.listeners.len());
+    assert_eq!(listened.opened, host.listeners.len());
     assert_eq!(host.listening(0).map(|l| l.rule), Some(0));
-    let beside = [weak_rule(port), weak_rule(0)];
+    let beside = vec![weak_rule(port), weak_rule(0)].into();
     let listened = sockets(WITHOUT).listen(&beside).unwrap();
-    assert_eq!((listened.sockets, listened.warnings.len()), (1, 1), "one port of all is enough");
-    let scanned = host.listen(&[Rule { auto: true, ..strict }]).unwrap();
-    assert_eq!(scanned, crate::host::listen::Listened::default());
+    assert_eq!((listened.opened, listened.warnings.len()), (1, 1), "one port of all is enough");
+    let scanned = host.listen(&vec![Rule { auto: true, ..strict }].into()).unwrap();
+    assert_eq!((scanned.opened, host.listeners.len()), (0, 0), "what was opened is closed");
 }
 
 #[test]
@@ -394,9 +394,9 @@ fn the_wildcard_and_an_address_share_a_port() {
     // Not a port that the kernel gave and would give to another test meanwhile.
     let listen = |port| {
         let mut host = sockets(WITHOUT);
-        let rules = [rule(Some("0.0.0.0"), port), rule(Some("127.0.0.1"), port)];
-        let listened = host.listen(&rules).ok()?;
-        assert_eq!(listened.sockets, 2);
+        let rules = vec![rule(Some("0.0.0.0"), port), rule(Some("127.0.0.1"), port)];
+        let listened = host.listen(&rules.into()).ok()?;
+        assert_eq!(listened.opened, 2);
         Some((host, port))
     };
     let (host, port) = (20_000..21_000).find_map(listen).unwrap();
@@ -421,19 +421,23 @@ fn in_a_child(test: &str) -> bool {
 }
 
 #[test]
-fn best_effort_rules_leave_descriptors_for_each_other_and_for_flows() {
-    if !in_a_child("best_effort_rules_leave_descriptors_for_each_other_and_for_flows") {
+fn more_ports_than_descriptors_are_refused_before_any_is_opened() {
+    if !in_a_child("more_ports_than_descriptors_are_refused_before_any_is_opened") {
         return;
     }
     use nix::sys::resource::{Resource, setrlimit};
     setrlimit(Resource::RLIMIT_NOFILE, 100, 100).unwrap();
     let mut host = sockets(WITHOUT);
-    let all = Rule { last: 20_999, to: 20_000, weak: true, ..rule(Some("127.0.0.1"), 20_000) };
-    let udp = Rule { protocol: Protocol::Udp, ..all.clone() };
-    let listened = host.listen(&[all, udp]).unwrap();
-    assert_eq!((listened.sockets, listened.warnings.len()), (75, 2));
-    let of = |protocol| host.listeners.iter().filter(|l| l.listening.protocol == protocol).count();
-    assert_eq!((of(Protocol::Tcp), of(Protocol::Udp)), (37, 38));
+    let most = Rule { last: 20_074, to: 20_000, weak: true, ..rule(Some("127.0.0.1"), 20_000) };
+    let udp = Rule { protocol: Protocol::Udp, first: 20_000, last: 20_000, ..most.clone() };
+    let failure = host.listen(&vec![most.clone(), udp].into()).unwrap_err();
+    assert_eq!(
+        failure.to_string(),
+        "Forwarding these ports takes 76 sockets, and the limit of open files leaves 75: raise it \
+         (ulimit -n) or forward fewer ports"
+    );
+    assert!(host.listeners.is_empty());
+    assert_eq!(host.listen(&vec![most].into()).unwrap().opened, 75);
 }
 
 #[test]
@@ -442,8 +446,8 @@ fn accepting_without_descriptors_resets_the_connection_and_never_spins() {
         return;
     }
     let mut host = sockets(WITHOUT);
-    host.listen(&[rule(Some("127.0.0.1"), 0)]).unwrap();
-    let port = socket::local_address(host.listeners[0].fd()).unwrap().port();
+    host.listen(&vec![rule(Some("127.0.0.1"), 0)].into()).unwrap();
+    let port = socket::local_address(host.listeners.get(0).unwrap().fd()).unwrap().port();
     let mut far: Vec<_> =
         (0..3).map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
     let mut hoard: Vec<_> =
@@ -703,8 +707,8 @@ fn listeners_tell_who_sent_and_to_where() {
     {
         let mut host = sockets(WITHOUT);
         let port = UdpSocket::bind((through, 0)).unwrap().local_addr().unwrap().port();
-        let rules = [Rule { protocol: Protocol::Udp, ..rule(listen, port) }];
-        assert_eq!(host.listen(&rules).unwrap().sockets, 1);
+        let rules = vec![Rule { protocol: Protocol::Udp, ..rule(listen, port) }].into();
+        assert_eq!(host.listen(&rules).unwrap().opened, 1);
         assert_eq!(host.listener_protocol(0), Some(Protocol::Udp));
         let far = UdpSocket::bind((through, 0)).unwrap();
         far.send_to(b"knock", (through, port)).unwrap();

@@ -200,6 +200,13 @@ impl Host for Native {
 
     fn feed(&mut self) {}
 
+    fn relisten(
+        &mut self,
+        _: &crate::flow::rules::Rules,
+    ) -> Result<crate::host::Changes, crate::host::Failure> {
+        Ok(crate::host::Changes::default())
+    }
+
     fn listener_protocol(&self, _: u32) -> Option<Protocol> {
         Some(Protocol::Udp)
     }
@@ -400,7 +407,7 @@ impl Net {
         let mut settings = Settings {
             view,
             translation,
-            rules: vec![rule],
+            rules: vec![rule].into(),
             protocols: Protocols { tcp: true, udp: true, icmp: true },
             max_flows: 4,
             timeouts: Timeouts::default(),
