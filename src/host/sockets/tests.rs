@@ -239,12 +239,7 @@ fn a_refused_connect_says_so() {
 fn urgent_data_stays_in_line() {
     let mut host = sockets(Features::probe());
     let (mut stream, far, _) = accepted(&mut host, "127.0.0.1", None);
-    nix::sys::socket::send(
-        far.as_raw_fd(),
-        b"abc",
-        nix::sys::socket::MsgFlags::MSG_OOB,
-    )
-    .unwrap();
+    nix::sys::socket::send(far.as_raw_fd(), b"abc", nix::sys::socket::MsgFlags::MSG_OOB).unwrap();
     readable(&mut host, &mut stream);
     let mut seen = peek(&mut host, &mut stream, 0, 8).unwrap();
     // A peek may stop at the mark.
