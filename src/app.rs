@@ -376,6 +376,7 @@ fn engine_settings(network: &Network, rules: Rules, hash_key: [u8; 16]) -> engin
         translation: network.translation.clone(),
         rules,
         protocols: network.protocols,
+        guest_mac: None,
         max_flows: MAX_FLOWS,
         timeouts: timeouts(),
         hash_key,

@@ -54,6 +54,8 @@ pub struct Settings {
     pub translation: Translation,
     /// Forwarding rules; listeners name them by number.
     pub rules: Rules,
+    /// The guest's Ethernet address, where it is known before its first frame.
+    pub guest_mac: Option<MacAddr>,
     /// Which protocols are carried.
     pub protocols: Protocols,
     /// Flows of each protocol that are kept at most.
@@ -88,7 +90,8 @@ pub(crate) enum Owner {
 pub(crate) struct Shared {
     pub(crate) settings: Settings,
     pub(crate) hasher: FlowHasher,
-    /// The guest's Ethernet address: that of its last frame, everyone's before the first.
+    /// The guest's Ethernet address: that of its last frame; before the first, the one that was told,
+    /// or everyone's.
     pub(crate) guest_mac: MacAddr,
     pub(crate) observed: Observed,
     pub(crate) deadlines: Deadlines<Owner>,
@@ -190,11 +193,12 @@ impl<H: Host> Engine<H> {
             fragments: ingress::Reassembly::default(),
         };
         let fragment_id = hasher.counter_seed();
+        let guest_mac = settings.guest_mac.unwrap_or(MacAddr::BROADCAST);
         let ra_timer = ingress::RaTimer::new(hasher);
         let shared = Shared {
             settings,
             hasher,
-            guest_mac: MacAddr::BROADCAST,
+            guest_mac,
             observed,
             deadlines: Deadlines::default(),
             waiting: Line::default(),

@@ -11,8 +11,21 @@ use super::Slot;
 use crate::span::{Buffer, Span, SpanMut};
 use std::collections::VecDeque;
 
-/// The shortest frame that Ethernet knows, without FCS.
-const MIN_FRAME: usize = 60;
+/// The longest padding that a link may ask for: up to the shortest frame that Ethernet knows,
+/// without FCS.
+const MAX_PADDING: usize = 60;
+
+/// How frames stand in an arena.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    /// Bytes in front of each frame.
+    pub(super) headroom: usize,
+    /// Shorter frames are padded with zeros up to this, at most 60.
+    pub(super) min_frame: usize,
+    /// Each frame's headroom begins at a multiple of this, at least 1. With 1 they follow each
+    /// other without gaps.
+    pub(super) align: usize,
+}
 
 /// Where a frame stands.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +49,7 @@ impl Place {
 #[derive(Debug)]
 pub(super) struct Arena {
     buffer: Buffer,
-    headroom: usize,
+    shape: Shape,
     places: VecDeque<Place>,
     /// [`Slot::index`] of the first place; wraps around.
     base: u32,
@@ -47,15 +60,15 @@ pub(super) struct Arena {
 }
 
 impl Arena {
-    /// An arena of `capacity` bytes with `headroom` in front of each frame.
-    pub(super) fn new(capacity: usize, headroom: usize) -> Self {
+    /// An arena of `capacity` bytes.
+    pub(super) fn new(capacity: usize, shape: Shape) -> Self {
         let buffer = Buffer::new(capacity);
-        Self { buffer, headroom, places: VecDeque::new(), base: 0, ready: 0, gone: 0 }
+        Self { buffer, shape, places: VecDeque::new(), base: 0, ready: 0, gone: 0 }
     }
 
     /// Room for a frame of `len` bytes; `None` when there is none.
     pub(super) fn reserve(&mut self, len: usize) -> Option<Slot> {
-        let need = len.max(MIN_FRAME).checked_add(self.headroom)?;
+        let need = len.max(self.shape.min_frame).checked_add(self.shape.headroom)?;
         let start = self.find(need)?;
         let index = self.base.wrapping_add(self.places.len() as u32);
         self.places.push_back(Place { start, len: need, reserved: len, committed: false });
@@ -68,7 +81,7 @@ impl Arena {
         let (Some(first), Some(last)) = (self.places.front(), self.places.back()) else {
             return (need <= capacity).then_some(0);
         };
-        let end = last.end();
+        let end = last.end().next_multiple_of(self.shape.align.max(1));
         if last.start < first.start {
             return (first.start.saturating_sub(end) >= need).then_some(end);
         }
@@ -99,7 +112,7 @@ impl Arena {
     /// The writable bytes of a slot.
     fn room(&self, slot: &Slot) -> Option<SpanMut<'_>> {
         let place = self.places.get(self.number(slot)?)?;
-        Some(self.buffer.span_mut(place.start + self.headroom, place.reserved))
+        Some(self.buffer.span_mut(place.start + self.shape.headroom, place.reserved))
     }
 
     /// As [`super::Sink::room`].
@@ -124,12 +137,12 @@ impl Arena {
     pub(super) fn bytes(&mut self, slot: &Slot, offset: usize, len: usize) -> Option<&[u8]> {
         let place = *self.places.get(self.number(slot)?)?;
         let end = offset.checked_add(len).filter(|end| *end <= place.reserved)?;
-        let start = place.start + self.headroom;
+        let start = place.start + self.shape.headroom;
         self.buffer.bytes().get(start + offset..start + end)
     }
 
-    /// The frame is complete with `len` bytes; it is padded with zeros to what Ethernet knows.
-    /// What `header` makes of that length goes in front of it.
+    /// The frame is complete with `len` bytes; it is padded with zeros as the shape says. What
+    /// `header` makes of that length goes in front of it.
     pub(super) fn commit<const N: usize>(
         &mut self,
         slot: &Slot,
@@ -137,15 +150,16 @@ impl Arena {
         header: impl FnOnce(usize) -> [u8; N],
     ) {
         let Some(number) = self.number(slot) else { return };
-        let headroom = self.headroom;
+        let Shape { headroom, min_frame, .. } = self.shape;
         let Some(place) = self.places.get_mut(number) else { return };
         let len = len.min(place.reserved);
-        let padded = len.max(MIN_FRAME);
+        let padded = len.max(min_frame);
         place.len = headroom + padded;
         place.committed = true;
         let span = self.buffer.span_mut(place.start, place.len);
         span.take(headroom).write(0, &header(padded));
-        span.write(headroom + len, [0; MIN_FRAME].get(len..).unwrap_or_default());
+        let padding = padded.saturating_sub(len);
+        span.write(headroom + len, [0; MAX_PADDING].get(..padding).unwrap_or_default());
         while self.places.get(self.ready).is_some_and(|place| place.committed) {
             self.ready += 1;
         }
@@ -156,6 +170,19 @@ impl Arena {
         if let Some(number) = self.number(slot) {
             self.places.truncate(number);
             self.ready = self.ready.min(number);
+        }
+    }
+
+    /// The first frame that has been committed, with its headroom.
+    pub(super) fn front(&self) -> Option<Span<'_>> {
+        let first = self.places.front().filter(|place| place.committed)?;
+        Some(self.buffer.span(first.start, first.len))
+    }
+
+    /// The first frame has gone, or is given up.
+    pub(super) fn pop_front(&mut self) {
+        if let Some(first) = self.places.front() {
+            self.advance(first.len.saturating_sub(self.gone));
         }
     }
 

@@ -16,8 +16,11 @@
 mod arena;
 pub mod capture;
 mod door;
+pub mod none;
 pub mod stream;
+pub mod tap;
 pub mod vhost;
+mod virtio;
 
 use crate::span::{Span, SpanMut};
 use crate::token::Readiness;

@@ -11,7 +11,7 @@
 //! socket down, which raises the event that [`Control`] takes leave of it by. Flows are no
 //! business of the link's: they survive a client's going.
 
-use super::arena::Arena;
+use super::arena::{Arena, Shape};
 use super::capture::{self, Parts};
 use super::door::Door;
 use super::{ETHERNET_HEADER, Frame, Link, LinkCaps, LinkEvents, Offload, Refused};
@@ -52,6 +52,9 @@ const BATCH: usize = 512;
 
 /// Bytes of frames that wait for the client, or are being made for it.
 const SINK_BUFFER: usize = 1 << 20;
+
+/// Frames to the client: each behind its length, padded, without gaps.
+const SHAPE: Shape = Shape { headroom: LENGTH, min_frame: 60, align: 1 };
 
 /// Runs of bytes that one system call takes (IOV_MAX).
 const MAX_RUNS: usize = 1024;
@@ -467,7 +470,7 @@ pub struct StreamSink {
 
 impl StreamSink {
     fn new() -> Self {
-        let arena = Arena::new(SINK_BUFFER, LENGTH);
+        let arena = Arena::new(SINK_BUFFER, SHAPE);
         Self { client: None, arena, blocked: false, broken: false, runs: Vec::new() }
     }
 

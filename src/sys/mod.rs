@@ -7,6 +7,7 @@
 pub mod epoll;
 pub mod process;
 pub mod socket;
+pub mod tap;
 pub mod unix;
 
 use std::io;

@@ -363,7 +363,7 @@ fn empty_message() -> libc::msghdr {
 }
 
 /// Repeats a call that a signal has interrupted.
-fn repeat<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+pub(super) fn repeat<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

@@ -79,6 +79,16 @@ impl Namespace {
         namespace
     }
 
+    /// One without any connection.
+    pub fn alone(role: &str) -> Self {
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "this test makes network namespaces: run as root"
+        );
+        need("ip", "iproute2");
+        Self::new(fresh_name(role))
+    }
+
     pub fn path(&self) -> PathBuf {
         Path::new("/run/netns").join(&self.name)
     }

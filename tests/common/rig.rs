@@ -87,6 +87,7 @@ pub fn settings() -> Settings {
         protocols: Protocols { tcp: true, udp: true, icmp: true },
         max_flows: 1000,
         timeouts: Timeouts::default(),
+        guest_mac: None,
         hash_key: *b"sixteen bytes ok",
     }
 }

@@ -219,6 +219,7 @@ impl World {
             protocols: Protocols { tcp: true, udp: false, icmp: false },
             max_flows: 1000,
             timeouts: Timeouts::default(),
+            guest_mac: None,
             hash_key: seed.to_le_bytes().repeat(2).try_into().expect("16 bytes"),
         };
         let engine = Engine::new(host, settings, now);

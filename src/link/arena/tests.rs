@@ -3,9 +3,10 @@ use crate::span::{gather, total};
 use proptest::prelude::*;
 
 const HEADROOM: usize = 4;
+const MIN_FRAME: usize = 60;
 
 fn arena(capacity: usize) -> Arena {
-    Arena::new(capacity, HEADROOM)
+    Arena::new(capacity, Shape { headroom: HEADROOM, min_frame: MIN_FRAME, align: 1 })
 }
 
 /// Commits a frame of `len` bytes, all of them `fill`.

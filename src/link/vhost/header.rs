@@ -1,79 +1,45 @@
-//! The virtio-net header (virtio 1.3 5.1.6) as [`Offload`] and back.
+//! The virtio-net header (virtio 1.3 5.1.6) under the features of a driver.
 //!
-//! Little endian, always 12 bytes: we insist on VERSION_1, so `num_buffers` is always there.
+//! Always 12 bytes: we insist on VERSION_1, so `num_buffers` is always there.
 
 use super::features;
-use crate::link::{LinkCaps, Offload, PartialChecksum, Segmentation, SegmentationKind};
+use crate::link::{LinkCaps, Offload, virtio};
 
 /// Bytes of the header.
 pub(super) const LEN: usize = 12;
 
-/// `flags`: the checksum is partial.
-const NEEDS_CSUM: u8 = 1;
 /// `flags`: the checksum is right.
 const DATA_VALID: u8 = 2;
 
-/// `gso_type`.
-const GSO_NONE: u8 = 0;
-const GSO_TCPV4: u8 = 1;
-const GSO_TCPV6: u8 = 4;
-const GSO_UDP_L4: u8 = 5;
-
-/// Reads what a driver wrote; `None` for what it may not write under these features: a partial
-/// checksum or a segmentation that was not negotiated or does not exist (UFO, ECN), or segments of
-/// no bytes. Unknown flags are ignored, as the standard wants.
+/// Reads what a driver wrote; `None` for what it may not write under these features.
 pub(super) fn parse(header: &[u8; LEN], features: u64) -> Option<Offload> {
-    let [flags, gso_type, h0, h1, g0, g1, s0, s1, o0, o1, ..] = *header;
-    let mut offload = Offload::default();
-    if flags & NEEDS_CSUM != 0 {
-        if features & features::CSUM == 0 {
-            return None;
-        }
-        let start = u16::from_le_bytes([s0, s1]);
-        offload.checksum = Some(PartialChecksum { start, offset: u16::from_le_bytes([o0, o1]) });
-    }
-    let (kind, needs) = match gso_type {
-        GSO_NONE => return Some(offload),
-        GSO_TCPV4 => (SegmentationKind::Tcp4, features::HOST_TSO4),
-        GSO_TCPV6 => (SegmentationKind::Tcp6, features::HOST_TSO6),
-        GSO_UDP_L4 => (SegmentationKind::Udp, features::HOST_USO),
-        _ => return None,
-    };
-    let size = u16::from_le_bytes([g0, g1]);
-    if features & needs == 0 || size == 0 {
-        return None;
-    }
-    let header_len = u16::from_le_bytes([h0, h1]);
-    offload.segmentation = Some(Segmentation { kind, size, header_len });
-    Some(offload)
+    virtio::parse(header.first_chunk()?, &from_driver(features))
 }
 
 /// Writes what a driver shall read. What it does not want to see (a bug of the caller's, who was
 /// told by [`caps()`]) is left out.
 pub(super) fn emit(offload: &Offload, buffers: u16, features: u64) -> [u8; LEN] {
     let mut header = [0; LEN];
-    let has = |bits| features & bits != 0;
-    if has(features::GUEST_CSUM) {
-        header[0] = if offload.checksum.is_some() { NEEDS_CSUM } else { DATA_VALID };
-        if let Some(c) = offload.checksum {
-            header[6..8].copy_from_slice(&c.start.to_le_bytes());
-            header[8..10].copy_from_slice(&c.offset.to_le_bytes());
-        }
+    let common = virtio::emit(offload, &caps(features, 0));
+    header[..virtio::LEN].copy_from_slice(&common);
+    if offload.checksum.is_none() && features & features::GUEST_CSUM != 0 {
+        header[0] = DATA_VALID;
     }
-    if let Some(s) = offload.segmentation {
-        let (gso_type, needs) = match s.kind {
-            SegmentationKind::Tcp4 => (GSO_TCPV4, features::GUEST_TSO4),
-            SegmentationKind::Tcp6 => (GSO_TCPV6, features::GUEST_TSO6),
-            SegmentationKind::Udp => (GSO_UDP_L4, features::GUEST_USO4 | features::GUEST_USO6),
-        };
-        if has(needs) {
-            header[1] = gso_type;
-            header[2..4].copy_from_slice(&s.header_len.to_le_bytes());
-            header[4..6].copy_from_slice(&s.size.to_le_bytes());
-        }
-    }
-    header[10..12].copy_from_slice(&buffers.to_le_bytes());
+    header[virtio::LEN..].copy_from_slice(&buffers.to_le_bytes());
     header
+}
+
+/// What a driver may send under these features.
+const fn from_driver(features: u64) -> LinkCaps {
+    let udp = features & features::HOST_USO != 0;
+    LinkCaps {
+        checksum: features & features::CSUM != 0,
+        tcp4_segmentation: features & features::HOST_TSO4 != 0,
+        tcp6_segmentation: features & features::HOST_TSO6 != 0,
+        udp4_segmentation: udp,
+        udp6_segmentation: udp,
+        max_frame: 0,
+    }
 }
 
 /// What may be sent under these features, in frames up to `max_frame`.
@@ -91,6 +57,7 @@ pub(super) const fn caps(features: u64, max_frame: usize) -> LinkCaps {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::link::{PartialChecksum, Segmentation, SegmentationKind};
 
     const EVERYTHING: u64 = features::ALL;
 

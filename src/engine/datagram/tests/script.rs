@@ -411,6 +411,7 @@ impl Net {
             protocols: Protocols { tcp: true, udp: true, icmp: true },
             max_flows: 4,
             timeouts: Timeouts::default(),
+            guest_mac: None,
             hash_key: [7; 16],
         };
         change(&mut settings);
