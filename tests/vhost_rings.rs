@@ -29,6 +29,7 @@ fn receive_all(m: &mut Machine) -> Vec<(Vec<u8>, Offload)> {
     loop {
         let n = source.receive().expect("receive");
         if n == 0 {
+            assert!(!source.signal(false), "told, or not wanted");
             return frames;
         }
         for index in 0..n {
@@ -486,6 +487,31 @@ fn a_driver_that_wants_no_interrupts_gets_none() {
         assert_eq!(m.tx.was_called(), !quiet);
         m.rx.all_used();
         m.tx.all_used();
+    }
+}
+
+#[test]
+fn a_driver_that_was_just_woken_is_told_of_its_frames_only_if_it_has_not_seen_them() {
+    for seen in [false, true] {
+        let mut m = Machine::new(Options::default());
+        m.tx.was_called();
+        m.tx.used_event.store(0, Ordering::SeqCst);
+        m.tx.add(&[out(BUFFERS, 100)]);
+        m.tx.publish();
+        m.pump();
+        let (source, _) = m.link.halves();
+        assert_eq!(source.receive().expect("a frame"), 1);
+        source.release();
+        assert!(source.signal(true), "put off");
+        assert!(!m.tx.was_called());
+        if seen {
+            m.tx.used_event.store(1, Ordering::SeqCst);
+        }
+        let (source, _) = m.link.halves();
+        assert!(!source.signal(false));
+        assert_eq!(m.tx.was_called(), !seen);
+        let (source, _) = m.link.halves();
+        assert!(!source.signal(true), "nothing is owed any more");
     }
 }
 

@@ -128,6 +128,10 @@ impl<S: Source> Source for CaptureSource<S> {
     fn release(&mut self) {
         self.inner.release();
     }
+
+    fn signal(&mut self, may_wait: bool) -> bool {
+        self.inner.signal(may_wait)
+    }
 }
 
 /// Frames to the guest, recorded when committed.
@@ -174,6 +178,10 @@ impl<S: Sink> Sink for CaptureSink<S> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.inner.flush()
+    }
+
+    fn has_signalled(&self) -> bool {
+        self.inner.has_signalled()
     }
 }
 

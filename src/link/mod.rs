@@ -77,6 +77,14 @@ pub trait Source {
 
     /// Gives the whole batch back to the guest. No span of it may be used any more.
     fn release(&mut self);
+
+    /// Tells the guest of the batches that were given back, if it wants to be told. With `may_wait`
+    /// this is put off, for the guest has just been woken for another reason and will see for
+    /// itself: `true` asks to be called again without, soon.
+    fn signal(&mut self, may_wait: bool) -> bool {
+        let _ = may_wait;
+        false
+    }
 }
 
 /// A frame from the guest: from the Ethernet header on, without FCS, in one or more pieces.
@@ -202,6 +210,11 @@ pub trait Sink {
     /// # Errors
     /// Only what ends the program; a client that fails is the link's own business.
     fn flush(&mut self) -> io::Result<()>;
+
+    /// Whether the last [`Sink::flush`] has woken the guest.
+    fn has_signalled(&self) -> bool {
+        false
+    }
 }
 
 /// A reserved place for one frame. Its meaning is the sink's.

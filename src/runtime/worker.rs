@@ -7,7 +7,7 @@ use super::Clock;
 use super::statistics::{Counter, Statistics};
 use crate::engine::Engine;
 use crate::host::Host;
-use crate::link::{Link, Sink};
+use crate::link::{Link, Sink, Source};
 use crate::sys::epoll::{Epoll, Events};
 use crate::time::{Duration, Instant};
 use crate::token::{Readiness, Token};
@@ -19,6 +19,11 @@ const EVENTS: usize = 64;
 
 /// Batches of frames taken from the link per turn, before sockets get theirs.
 const BATCHES: usize = 4;
+
+/// How long a guest that has just been woken for frames to it may wait to be told of frames that
+/// it has back. Drivers look at both rings when they are woken (Linux does in its poll function),
+/// and will mostly not want to be told any more.
+const SIGNAL_DELAY: Duration = Duration::from_micros(100);
 
 /// Why the loop ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +43,8 @@ pub struct Worker<L: Link, H: Host> {
     clock: Clock,
     /// The link has more frames than the last turn took.
     frames_left: bool,
+    /// The guest has not been told yet of frames that it has back.
+    signal_owed: bool,
     /// `--stats`.
     statistics: Option<Box<Statistics>>,
 }
@@ -53,7 +60,15 @@ struct Seen {
 impl<L: Link, H: Host> Worker<L, H> {
     /// A worker whose link and sockets are registered with `epoll`.
     pub const fn new(link: L, engine: Engine<H>, epoll: Rc<Epoll>, clock: Clock) -> Self {
-        Self { link, engine, epoll, clock, frames_left: false, statistics: None }
+        Self {
+            link,
+            engine,
+            epoll,
+            clock,
+            frames_left: false,
+            signal_owed: false,
+            statistics: None,
+        }
     }
 
     /// Shows counters on standard error, at most `every` so often.
@@ -88,7 +103,8 @@ impl<L: Link, H: Host> Worker<L, H> {
         }
         let table = self.statistics.as_ref().and_then(|s| s.due());
         let next = self.engine.next_deadline().into_iter().chain(table).min();
-        next.map(|at| at.since(now))
+        let next = next.map(|at| at.since(now));
+        if self.signal_owed { next.into_iter().chain([SIGNAL_DELAY]).min() } else { next }
     }
 
     /// Everything that one wake-up asks for. Returns a reason to end, if there is one.
@@ -128,12 +144,13 @@ impl<L: Link, H: Host> Worker<L, H> {
             }
         }
         self.serve_link(&seen, now)?;
-        let (_, sink) = self.link.halves();
+        let (source, sink) = self.link.halves();
         self.engine.on_deadlines(sink, now);
         if self.engine.has_ready() {
             self.engine.run_ready(sink, now);
         }
         sink.flush()?;
+        self.signal_owed = source.signal(sink.has_signalled() && !self.signal_owed);
         if let Some(statistics) = &mut self.statistics {
             let table = statistics.turn(now, |into| gather(&self.link, &self.engine, into));
             table.iter().for_each(|table| crate::log::to_stderr(table));

@@ -149,7 +149,7 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
         };
         self.send_data(ctx, key, &caps, &layout, plan, n, scratch);
         self.conn.on_peeked(plan, n, ctx.now);
-        self.appetite = n.saturating_mul(2).min(SHARE);
+        self.appetite = n.saturating_mul(2).max(self.appetite - self.appetite / 4).min(SHARE);
         if n >= MIN_APPETITE && !self.widened {
             self.widened = true;
             ctx.host.widen(&mut self.stream);

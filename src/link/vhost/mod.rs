@@ -247,6 +247,7 @@ impl Control {
         let Some(client) = &mut self.client else { return Ok(LinkEvents::default()) };
         client.finished |= ready.read_closed || ready.hung_up || ready.error;
         source.release();
+        source.signal(false);
         sink.settle();
         let (was_up, was_open) = (sink.queue.is_running(), source.queue.is_running());
         client.lend(source, sink);

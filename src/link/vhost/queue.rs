@@ -273,27 +273,43 @@ impl Queue {
         }
     }
 
-    /// Makes `n` used elements visible by one store, and tells the driver if it wants to be told.
+    /// Makes `n` used elements visible by one store; [`Queue::notify`] is owed then.
+    #[inline]
     pub(super) fn publish(&mut self, n: u16) {
         let Some(view) = self.view() else { return };
-        if n == 0 {
-            return;
+        if n != 0 {
+            let next_used = self.next_used.wrapping_add(n);
+            view.publish(next_used);
+            self.next_used = next_used;
         }
-        let next_used = self.next_used.wrapping_add(n);
-        view.publish(next_used);
-        // The store must be visible before we look what the driver wants (virtio 1.3 2.7.7.1).
+    }
+
+    /// Whether used elements were published of which it was not decided yet whether to tell.
+    #[inline]
+    pub(super) fn owes_decision(&self) -> bool {
+        self.next_used != self.decided && self.is_running()
+    }
+
+    /// Tells the driver of what was published since the last time, if it wants to be told. Returns
+    /// whether it was told.
+    pub(super) fn notify(&mut self) -> bool {
+        let Some(view) = self.view() else { return false };
+        if self.next_used == self.decided {
+            return false;
+        }
+        // The index must be visible before we look what the driver wants (virtio 1.3 2.7.7.1).
         fence(Ordering::SeqCst);
         let wanted = if self.event_idx {
-            let event = view.used_event();
-            next_used.wrapping_sub(event).wrapping_sub(1) < next_used.wrapping_sub(self.decided)
+            let beyond = self.next_used.wrapping_sub(view.used_event()).wrapping_sub(1);
+            beyond < self.next_used.wrapping_sub(self.decided)
         } else {
             !view.driver_is_quiet()
         };
-        self.next_used = next_used;
-        self.decided = next_used;
+        self.decided = self.next_used;
         if wanted && let Some(call) = &self.call {
             call.raise();
         }
+        wanted
     }
 
     /// Stops a ring whose contents cannot be right, and says so once.

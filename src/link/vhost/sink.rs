@@ -67,6 +67,8 @@ pub struct VhostSink {
     base: u32,
     /// Someone waits for room: the driver is not hushed before it has told of some.
     owed: bool,
+    /// The last flush has told the driver.
+    signalled: bool,
 }
 
 impl VhostSink {
@@ -77,6 +79,7 @@ impl VhostSink {
             self.rewind(first);
         }
         self.publish();
+        self.queue.notify();
         self.base = self.base.wrapping_add(1 << 16);
     }
 
@@ -205,6 +208,7 @@ impl VhostSink {
             self.queue.put_used(n as u16, chain.head, 0);
         }
         self.queue.publish(bad.leading);
+        self.queue.notify();
     }
 
     /// Publishes the committed slots at the front.
@@ -383,7 +387,12 @@ impl Sink for VhostSink {
 
     fn flush(&mut self) -> io::Result<()> {
         self.publish();
+        self.signalled = self.queue.notify();
         Ok(())
+    }
+
+    fn has_signalled(&self) -> bool {
+        self.signalled
     }
 }
 

@@ -139,4 +139,12 @@ impl Source for VhostSource {
         }
         self.queue.publish(n);
     }
+
+    fn signal(&mut self, may_wait: bool) -> bool {
+        if may_wait {
+            return self.queue.owes_decision();
+        }
+        self.queue.notify();
+        false
+    }
 }
