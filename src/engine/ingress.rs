@@ -10,9 +10,9 @@ use crate::host::Host;
 use crate::link::{
     ETHERNET_HEADER, Frame, MAX_FRAME, Offload, Refused, SegmentationKind, Sink, Source,
 };
-use crate::service::{self, Request, Seen};
+use crate::service::{self, Request};
 use crate::span::{Span, gather};
-use crate::time::Instant;
+use crate::time::{Duration, Instant};
 use crate::wire::{MacAddr, protocol};
 use std::io;
 
@@ -121,14 +121,13 @@ fn learn_mac(shared: &mut Shared, mac: MacAddr, now: Instant) {
 fn serve<H, K: Sink>(ctx: &mut Ctx<'_, H, K>, frame: &Frame<'_>) -> Option<()> {
     let mut bytes = [0; MAX_SERVICE_FRAME];
     let n = gather(frame.spans, 0, &mut bytes);
-    let observed = &ctx.shared.observed;
     let request = Request {
         frame: bytes.get(..n)?,
         checksum_pending: frame.offload.checksum.is_some(),
-        seen: Seen { v4: observed.v4, v6: observed.v6, link_local: observed.v6_link_local },
+        seen: ctx.shared.seen(),
     };
     let view = &ctx.shared.settings.view;
-    let outcome = service::answer(&request, view);
+    let outcome = service::answer(&request, &ctx.shared.surroundings());
     if let Some(target) = service::probed(&request) {
         ctx.shared.observed.learn_probe(target);
     }
@@ -148,7 +147,7 @@ fn serve<H, K: Sink>(ctx: &mut Ctx<'_, H, K>, frame: &Frame<'_>) -> Option<()> {
 /// On a new client: asks for the guest's addresses, to learn its MAC early (`data-plane` 7.1). A
 /// driver posts its first buffers a moment after it starts the ring: then this waits for them.
 pub(crate) fn greet<H, K: Sink>(ctx: &mut Ctx<'_, H, K>) {
-    for frame in service::learn_guest(&ctx.shared.settings.view) {
+    for frame in service::learn_guest(&ctx.shared.surroundings()) {
         match ctx.reserve(frame.len()) {
             Ok(slot) => {
                 ctx.sink.write(&slot, 0, &frame);
@@ -165,24 +164,42 @@ pub(crate) fn greet<H, K: Sink>(ctx: &mut Ctx<'_, H, K>) {
 pub(crate) struct RaTimer {
     booking: Booking,
     delays: service::RaTimer,
+    /// Advertisements that follow soon: one alone may get lost.
+    urgent: u8,
 }
+
+/// Advertisements of something new, and what lies between them (RFC 4861 10, halved twice: there is
+/// but one host to hear them).
+const URGENT: u8 = 3;
+const URGENT_PAUSE: Duration = Duration::from_secs(4);
 
 impl RaTimer {
     pub(crate) fn new(hasher: FlowHasher) -> Self {
         let seed = u64::from(hasher.counter_seed());
-        Self { booking: Booking::new(), delays: service::RaTimer::new(seed) }
+        Self { booking: Booking::new(), delays: service::RaTimer::new(seed), urgent: 0 }
     }
 
     pub(crate) fn book(&mut self, shared: &mut Shared, now: Instant) {
         if shared.settings.view.services.ra && shared.settings.view.v6.is_some() {
-            let at = now + self.delays.next_delay();
+            let urgent = self.urgent > 0;
+            let delay = if urgent { URGENT_PAUSE } else { self.delays.next_delay() };
+            let at = now + delay;
             shared.deadlines.book(&mut self.booking, Owner::RouterAdvertisement, Some(at));
+        }
+    }
+
+    /// There is something new to advertise: at once, and soon again.
+    pub(crate) fn hurry(&mut self, shared: &mut Shared, now: Instant) {
+        if shared.settings.view.services.ra && shared.settings.view.v6.is_some() {
+            self.urgent = URGENT;
+            shared.deadlines.book(&mut self.booking, Owner::RouterAdvertisement, Some(now));
         }
     }
 
     pub(crate) fn on_deadline<H, K: Sink>(&mut self, ctx: &mut Ctx<'_, H, K>) {
         self.booking.clear();
-        if let Some(frame) = service::router_advertisement(&ctx.shared.settings.view) {
+        self.urgent = self.urgent.saturating_sub(1);
+        if let Some(frame) = service::router_advertisement(&ctx.shared.surroundings()) {
             ctx.send_frame(&frame);
         }
         self.book(ctx.shared, ctx.now);

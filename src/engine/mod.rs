@@ -19,6 +19,7 @@ mod ingress;
 mod line;
 pub mod packet;
 pub mod staging;
+mod surroundings;
 mod tcp;
 
 pub use crate::config::Protocols;
@@ -30,6 +31,7 @@ use crate::flow::table::FlowHasher;
 use crate::flow::{FlowId, FlowKey, Protocol};
 use crate::host::{Changes, Failure, Host};
 use crate::link::{Refused, Sink, Slot, Source};
+use crate::service::Neighbours;
 use crate::time::{Duration, Instant};
 use crate::token::{Readiness, Token};
 use crate::translate::datagram::Timeouts;
@@ -38,6 +40,7 @@ use counters::{DropReason, Drops};
 use headers::Addresses;
 use line::Line;
 use std::io;
+use std::net::Ipv6Addr;
 
 /// How long listeners rest when the process is out of descriptors.
 const STARVED_PAUSE: Duration = Duration::from_secs(1);
@@ -83,6 +86,8 @@ pub(crate) enum Owner {
     Starved,
     /// The next unsolicited router advertisement.
     RouterAdvertisement,
+    /// What the guest is to hear of neighbours.
+    Announcements,
 }
 
 /// What the parts of the engine share.
@@ -94,6 +99,9 @@ pub(crate) struct Shared {
     /// or everyone's.
     pub(crate) guest_mac: MacAddr,
     pub(crate) observed: Observed,
+    pub(crate) neighbours: Neighbours,
+    /// Addresses that the guest was to have before the host's network changed.
+    former: Vec<Ipv6Addr>,
     pub(crate) deadlines: Deadlines<Owner>,
     /// Who waits for room towards the guest, in order of arrival.
     waiting: Line<Owner>,
@@ -108,7 +116,7 @@ impl Shared {
     /// Ethernet and IP addresses of frames of `key` towards the guest.
     pub(crate) fn to_guest(&self, key: &FlowKey) -> Addresses {
         let label = if key.guest.is_ipv4() { 0 } else { self.hasher.flow_label(key) };
-        Addresses::to_guest(key, self.settings.view.our_mac, self.guest_mac, label)
+        Addresses::to_guest(key, self.neighbours.mac(key.remote.addr), self.guest_mac, label)
     }
 
     pub(crate) fn drop(&mut self, reason: DropReason) {
@@ -179,6 +187,7 @@ pub struct Engine<H: Host> {
     shared: Shared,
     flows: Flows<H>,
     ra_timer: ingress::RaTimer,
+    announcer: surroundings::Announcer,
     starved: Booking,
 }
 
@@ -195,18 +204,28 @@ impl<H: Host> Engine<H> {
         let fragment_id = hasher.counter_seed();
         let guest_mac = settings.guest_mac.unwrap_or(MacAddr::BROADCAST);
         let ra_timer = ingress::RaTimer::new(hasher);
+        let neighbours = Neighbours::new(&settings.view, &settings.translation);
         let shared = Shared {
             settings,
             hasher,
             guest_mac,
             observed,
+            neighbours,
+            former: Vec::new(),
             deadlines: Deadlines::default(),
             waiting: Line::default(),
             ready: Line::default(),
             drops: Drops::default(),
             fragment_id,
         };
-        let mut engine = Self { host, shared, flows, ra_timer, starved: Booking::new() };
+        let mut engine = Self {
+            host,
+            shared,
+            flows,
+            ra_timer,
+            announcer: surroundings::Announcer::default(),
+            starved: Booking::new(),
+        };
         engine.ra_timer.book(&mut engine.shared, now);
         engine
     }
@@ -335,6 +354,8 @@ impl<H: Host> Engine<H> {
 
     /// A guest has become able to receive: makes it show its addresses.
     pub fn on_link_up<K: Sink>(&mut self, sink: &mut K, now: Instant) {
+        // Whoever comes now has heard of no neighbour yet.
+        self.shared.neighbours.forget_news();
         let mut ctx = Self::ctx(&mut self.host, &mut self.shared, sink, now);
         ingress::greet(&mut ctx);
         self.on_room(sink, now);
@@ -366,7 +387,10 @@ impl<H: Host> Engine<H> {
             Owner::Datagram(id) => self.flows.datagrams.resume(&mut ctx, id),
             Owner::UdpListener(n) => self.flows.datagrams.resume_listener(&mut ctx, n),
             Owner::Greeting => ingress::greet(&mut ctx),
-            Owner::Fragments | Owner::Starved | Owner::RouterAdvertisement => {}
+            Owner::Fragments
+            | Owner::Starved
+            | Owner::RouterAdvertisement
+            | Owner::Announcements => {}
         }
     }
 
@@ -387,6 +411,7 @@ impl<H: Host> Engine<H> {
                 }
                 Owner::UdpListener(_) | Owner::Greeting => {}
                 Owner::RouterAdvertisement => self.ra_timer.on_deadline(&mut ctx),
+                Owner::Announcements => self.announcer.on_deadline(&mut ctx),
             }
         }
     }

@@ -63,6 +63,8 @@ pub struct Observed {
     pub v6_link_local: Option<Ipv6Addr>,
     v4_fixed: bool,
     v6_fixed: bool,
+    /// How we know of `v4`.
+    v4_by: Evidence,
     /// How we know of `v6`.
     v6_by: Evidence,
 }
@@ -87,7 +89,20 @@ impl Observed {
             v6_link_local: None,
             v4_fixed: view.v4.as_ref().is_none_or(|v4| v4.fixed),
             v6_fixed: view.v6.as_ref().is_none_or(|v6| v6.fixed),
+            v4_by: Evidence::Assumed,
             v6_by: Evidence::Assumed,
+        }
+    }
+
+    /// The guest's view has changed. What it was seen to use, it uses until it is seen to change
+    /// that as well.
+    pub fn follow(&mut self, view: &GuestView) {
+        let new = Self::new(view);
+        if self.v4_fixed || new.v4_fixed || self.v4_by == Evidence::Assumed {
+            (self.v4, self.v4_fixed) = (new.v4, new.v4_fixed);
+        }
+        if self.v6_fixed || new.v6_fixed || self.v6_by == Evidence::Assumed {
+            (self.v6, self.v6_fixed) = (new.v6, new.v6_fixed);
         }
     }
 
@@ -98,7 +113,9 @@ impl Observed {
             return;
         }
         match source {
-            IpAddr::V4(a) if !self.v4_fixed => self.v4 = Some(a),
+            IpAddr::V4(a) if !self.v4_fixed => {
+                (self.v4, self.v4_by) = (Some(a), Evidence::Used);
+            }
             IpAddr::V6(a) if a.is_unicast_link_local() => self.v6_link_local = Some(a),
             IpAddr::V6(a) if !self.v6_fixed => self.v6_is(a, Evidence::Used),
             _ => {}

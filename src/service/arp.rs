@@ -1,21 +1,22 @@
 //! ARP: we stand for every IPv4 address but the guest's own.
 
-use super::{Seen, frame};
-use crate::config::guest::{GuestV4, GuestView};
+use super::{Seen, Surroundings, frame};
+use crate::config::guest::GuestV4;
 use crate::wire::MacAddr;
 use crate::wire::arp::{LEN, Operation, Packet};
 use crate::wire::ethernet::EtherType;
+use std::net::Ipv4Addr;
 
 /// The reply to the packet behind an Ethernet header, if it deserves one.
-pub(super) fn answer(packet: &[u8], view: &GuestView, seen: &Seen) -> Option<Vec<u8>> {
-    let guest = view.v4.as_ref()?;
+pub(super) fn answer(packet: &[u8], around: &Surroundings<'_>, seen: &Seen) -> Option<Vec<u8>> {
+    let guest = around.view.v4.as_ref()?;
     let request = Packet::parse(packet).ok()?;
     if request.operation != Operation::Request || !is_ours(&request, guest, seen) {
         return None;
     }
     let reply = Packet {
         operation: Operation::Reply,
-        sender_mac: view.our_mac,
+        sender_mac: around.neighbours.mac(request.target_addr.into()),
         sender_addr: request.target_addr,
         target_mac: request.sender_mac,
         target_addr: request.sender_addr,
@@ -33,16 +34,37 @@ fn is_ours(request: &Packet, guest: &GuestV4, seen: &Seen) -> bool {
 }
 
 /// Asks everyone for the guest's address.
-pub(super) fn learn(view: &GuestView) -> Option<Vec<u8>> {
-    let guest = view.v4.as_ref()?;
+pub(super) fn learn(around: &Surroundings<'_>) -> Option<Vec<u8>> {
+    let guest = around.view.v4.as_ref()?;
     let request = Packet {
         operation: Operation::Request,
-        sender_mac: view.our_mac,
+        sender_mac: around.neighbours.mac(guest.our_addr.into()),
         sender_addr: guest.our_addr,
         target_mac: MacAddr::default(),
         target_addr: guest.addr,
     };
     Some(emit(&request, MacAddr::BROADCAST))
+}
+
+/// Tells everyone who has `addr`.
+pub(super) fn announce(
+    addr: Ipv4Addr,
+    mac: MacAddr,
+    around: &Surroundings<'_>,
+    seen: &Seen,
+) -> Option<Vec<u8>> {
+    let guest = around.view.v4.as_ref()?;
+    if addr == guest.addr && addr != guest.our_addr || seen.v4 == Some(addr) {
+        return None;
+    }
+    let announcement = Packet {
+        operation: Operation::Request,
+        sender_mac: mac,
+        sender_addr: addr,
+        target_mac: MacAddr::default(),
+        target_addr: addr,
+    };
+    Some(emit(&announcement, MacAddr::BROADCAST))
 }
 
 fn emit(packet: &Packet, dst: MacAddr) -> Vec<u8> {

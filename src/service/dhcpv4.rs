@@ -1,15 +1,19 @@
-//! DHCP: the guest gets its one address, for ever (RFC 2131).
+//! DHCP: the guest gets its one address, for ever (RFC 2131); but one that was made up because the
+//! host has none yet only for a while, so that the guest asks again.
 
-use super::Outcome;
 use super::frame::{self, Route};
+use super::{Outcome, Surroundings};
 use crate::config::guest::{GuestV4, GuestView};
 use crate::wire::dhcpv4::{self as wire, Header, MessageType, Op, Options, Writer, option};
 use crate::wire::{MacAddr, dns};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-/// Lease, renewal and rebinding time: never ends.
-const INFINITE: [u8; 4] = [0xff; 4];
+/// Lease, renewal and rebinding time in seconds: never ends.
+const INFINITE: [u32; 3] = [u32::MAX; 3];
+
+/// The same for an address that was made up.
+const PROVISIONAL: [u32; 3] = [120, 60, 105];
 
 /// Bytes of IPv4 and UDP headers around a message.
 const HEADERS: u16 = 28;
@@ -40,7 +44,13 @@ enum Kind {
 
 /// Answers the payload of a UDP datagram to port 67. Only what is sent to us or to everyone is
 /// ours: another server's datagrams, and those of a relay in the guest, pass.
-pub(super) fn answer(from: MacAddr, dst: Ipv4Addr, payload: &[u8], view: &GuestView) -> Outcome {
+pub(super) fn answer(
+    from: MacAddr,
+    dst: Ipv4Addr,
+    payload: &[u8],
+    around: &Surroundings<'_>,
+) -> Outcome {
+    let view = around.view;
     let Some(guest) = view.v4.as_ref() else { return Outcome::NotForUs };
     let broadcast = dst.is_broadcast();
     if !broadcast && dst != guest.our_addr {
@@ -50,7 +60,7 @@ pub(super) fn answer(from: MacAddr, dst: Ipv4Addr, payload: &[u8], view: &GuestV
         view.services.dhcp && header.op == Op::Request && header.relay_addr.is_unspecified()
     });
     match request {
-        Some((header, options)) => Outcome::Consumed(reply(from, &header, &options, view, guest)),
+        Some((header, options)) => Outcome::Consumed(reply(from, &header, &options, around, guest)),
         // Nobody else is there to hear a broadcast.
         None if broadcast => Outcome::Consumed(None),
         None => Outcome::NotForUs,
@@ -61,7 +71,7 @@ fn reply(
     from: MacAddr,
     request: &Header,
     asked: &Options,
-    view: &GuestView,
+    around: &Surroundings<'_>,
     guest: &GuestV4,
 ) -> Option<Vec<u8>> {
     let kind = decide(request, asked, guest)?;
@@ -75,7 +85,7 @@ fn reply(
         ..*request
     };
     let mut writer = Writer::new(&header, limit(asked));
-    write_options(&mut writer, kind, asked, view, guest);
+    write_options(&mut writer, kind, asked, around.view, guest);
     // RFC 2131 4.1: where a refusal, or one who asks for it, can only be reached by broadcast.
     let everyone = kind == Kind::Nak
         || request.flags & wire::BROADCAST != 0 && request.client_addr.is_unspecified();
@@ -85,7 +95,8 @@ fn reply(
         client => client,
     };
     let dst_mac = if everyone { MacAddr::BROADCAST } else { from };
-    let route = Route { src_mac: view.our_mac, dst_mac, src: guest.our_addr, dst };
+    let src_mac = around.neighbours.mac(guest.our_addr.into());
+    let route = Route { src_mac, dst_mac, src: guest.our_addr, dst };
     frame::udp4(&route, wire::SERVER_PORT, wire::CLIENT_PORT, &writer.finish())
 }
 
@@ -157,8 +168,11 @@ fn write_options(
         return;
     }
     if let Kind::Lease(message_type) = kind {
-        for code in [option::LEASE_TIME, option::RENEWAL_TIME, option::REBINDING_TIME] {
-            writer.push(code, &INFINITE);
+        let made_up = !guest.fixed && guest.addr.is_link_local();
+        let times = if made_up { PROVISIONAL } else { INFINITE };
+        let codes = [option::LEASE_TIME, option::RENEWAL_TIME, option::REBINDING_TIME];
+        for (code, time) in codes.into_iter().zip(times) {
+            writer.push(code, &time.to_be_bytes());
         }
         if message_type == MessageType::Ack && asked.get(option::RAPID_COMMIT).is_some() {
             writer.push(option::RAPID_COMMIT, &[]);

@@ -1,7 +1,7 @@
 //! DHCPv6: the guest gets its one address, for ever (RFC 8415).
 
-use super::Outcome;
 use super::frame::{self, Route};
+use super::{Outcome, Surroundings};
 use crate::config::guest::GuestView;
 use crate::wire::dhcpv6::{
     self as wire, Ia, IaKind, Message, MessageType, Options, Status, Writer, option,
@@ -37,8 +37,9 @@ pub(super) fn answer(
     src: Ipv6Addr,
     dst: Ipv6Addr,
     payload: &[u8],
-    view: &GuestView,
+    around: &Surroundings<'_>,
 ) -> Outcome {
+    let view = around.view;
     let Some(guest) = view.v6.as_ref() else { return Outcome::NotForUs };
     if !dst.is_multicast() {
         let ours = dst == guest.our_link_local;
@@ -51,8 +52,8 @@ pub(super) fn answer(
         }
         let request = Message::parse(payload).ok()?;
         let writer = reply(&request, addr, view)?;
-        let route =
-            Route { src_mac: view.our_mac, dst_mac: from, src: guest.our_link_local, dst: src };
+        let src_mac = around.neighbours.mac(guest.our_link_local.into());
+        let route = Route { src_mac, dst_mac: from, src: guest.our_link_local, dst: src };
         let ports = (wire::SERVER_PORT, wire::CLIENT_PORT);
         frame::udp6(&route, request.xid, ports.0, ports.1, &writer.finish())
     };

@@ -1,6 +1,6 @@
 //! Services on the link: ARP, NDP, DHCP and DHCPv6. A request comes in, a reply goes out.
 //!
-//! Pure functions over copied frames and the [`GuestView`]: no state, no clock, no socket. The
+//! Pure functions over copied frames and their [`Surroundings`]: no clock, no socket. The
 //! engine asks [`is_udp_service`] and [`is_icmpv6_service`] (and takes every ARP packet) to know
 //! which frames to copy whole, then calls [`answer`] with them. [`router_advertisement`],
 //! [`learn_guest`] and [`RaTimer`] serve what nobody asked for; [`probed`] and [`leased`] tell
@@ -13,10 +13,12 @@ mod dhcpv6;
 mod frame;
 mod lesson;
 mod ndp;
+mod neighbours;
 #[cfg(test)]
 mod tests;
 
 pub use lesson::{leased, probed};
+pub use neighbours::{MAX_NEIGHBOURS, Neighbours};
 
 use crate::config::guest::{Dns, GuestView};
 use crate::time::Duration;
@@ -24,7 +26,18 @@ use crate::wire::dns::Name;
 use crate::wire::ethernet::{self, EtherType};
 use crate::wire::{MacAddr, Result, dhcpv4 as dhcpv4_wire, dhcpv6 as dhcpv6_wire};
 use crate::wire::{ipv4, ipv6, ndp as ndp_wire, protocol, udp};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// What the services tell the guest of.
+#[derive(Clone, Copy, Debug)]
+pub struct Surroundings<'a> {
+    /// Its network.
+    pub view: &'a GuestView,
+    /// Who has which Ethernet address.
+    pub neighbours: &'a Neighbours,
+    /// Addresses that the guest was to have earlier: their prefixes are no longer good.
+    pub former: &'a [Ipv6Addr],
+}
 
 /// A frame that may be for a service.
 #[derive(Clone, Copy, Debug)]
@@ -72,22 +85,22 @@ pub const fn is_icmpv6_service(kind: u8) -> bool {
 ///
 /// Frames that are too short, too long or otherwise broken are [`Outcome::NotForUs`] when they do
 /// not even get to a service, and consumed without a reply when they do.
-pub fn answer(request: &Request<'_>, view: &GuestView) -> Outcome {
-    dispatch(request, view).unwrap_or(Outcome::NotForUs)
+pub fn answer(request: &Request<'_>, around: &Surroundings<'_>) -> Outcome {
+    dispatch(request, around).unwrap_or(Outcome::NotForUs)
 }
 
-fn dispatch(request: &Request<'_>, view: &GuestView) -> Result<Outcome> {
+fn dispatch(request: &Request<'_>, around: &Surroundings<'_>) -> Result<Outcome> {
     let header = ethernet::Header::parse(request.frame)?;
     let packet = request.frame.get(ethernet::LEN..).unwrap_or_default();
     match header.ether_type {
-        EtherType::Arp => Ok(Outcome::Consumed(arp::answer(packet, view, &request.seen))),
-        EtherType::Ipv4 => answer_ipv4(header.src, packet, view),
-        EtherType::Ipv6 => answer_ipv6(header.src, packet, request, view),
+        EtherType::Arp => Ok(Outcome::Consumed(arp::answer(packet, around, &request.seen))),
+        EtherType::Ipv4 => answer_ipv4(header.src, packet, around),
+        EtherType::Ipv6 => answer_ipv6(header.src, packet, request, around),
         EtherType::Other(_) => Ok(Outcome::NotForUs),
     }
 }
 
-fn answer_ipv4(from: MacAddr, packet: &[u8], view: &GuestView) -> Result<Outcome> {
+fn answer_ipv4(from: MacAddr, packet: &[u8], around: &Surroundings<'_>) -> Result<Outcome> {
     let ip = ipv4::Header::parse(packet, packet.len())?;
     let payload = slice(packet, ip.header_len, ip.payload_len.into());
     if ip.protocol != protocol::UDP || ip.is_fragment() {
@@ -98,14 +111,14 @@ fn answer_ipv4(from: MacAddr, packet: &[u8], view: &GuestView) -> Result<Outcome
         return Ok(Outcome::NotForUs);
     }
     let datagram = slice(payload, udp::LEN, header.payload_len());
-    Ok(dhcpv4::answer(from, ip.dst, datagram, view))
+    Ok(dhcpv4::answer(from, ip.dst, datagram, around))
 }
 
 fn answer_ipv6(
     from: MacAddr,
     packet: &[u8],
     request: &Request<'_>,
-    view: &GuestView,
+    around: &Surroundings<'_>,
 ) -> Result<Outcome> {
     let ip = ipv6::Header::parse(packet, packet.len())?;
     let payload = slice(packet, ipv6::LEN, ip.payload_len.into());
@@ -114,7 +127,7 @@ fn answer_ipv6(
     match (transport.protocol, transport.fragment) {
         (protocol::ICMPV6, None) if body.first().is_some_and(|kind| is_icmpv6_service(*kind)) => {
             let verify = !request.checksum_pending;
-            Ok(Outcome::Consumed(ndp::answer(from, &ip, body, verify, view, &request.seen)))
+            Ok(Outcome::Consumed(ndp::answer(from, &ip, body, verify, around, &request.seen)))
         }
         (protocol::UDP, None) => {
             let header = udp::Header::parse(body, body.len())?;
@@ -122,7 +135,7 @@ fn answer_ipv6(
                 return Ok(Outcome::NotForUs);
             }
             let datagram = slice(body, udp::LEN, header.payload_len());
-            Ok(dhcpv6::answer(from, ip.src, ip.dst, datagram, view))
+            Ok(dhcpv6::answer(from, ip.src, ip.dst, datagram, around))
         }
         _ => Ok(Outcome::NotForUs),
     }
@@ -142,14 +155,34 @@ fn search_list(dns: &Dns) -> Vec<Name> {
 
 /// An unsolicited router advertisement to all nodes; `None` when the view has no IPv6 or the
 /// service is off.
-pub fn router_advertisement(view: &GuestView) -> Option<Vec<u8>> {
-    ndp::unsolicited(view)
+pub fn router_advertisement(around: &Surroundings<'_>) -> Option<Vec<u8>> {
+    ndp::unsolicited(around)
+}
+
+/// A router advertisement that takes back those that came from `router`, an address of ours until
+/// now.
+pub fn router_farewell(router: Ipv6Addr, around: &Surroundings<'_>) -> Option<Vec<u8>> {
+    ndp::farewell(router, around)
+}
+
+/// Tells everyone that `addr` is to be found at `mac` (RFC 5227 3, RFC 4861 7.2.6); `None` for an
+/// address of the guest's own, or of a family or service that is off.
+pub fn announcement(
+    addr: IpAddr,
+    mac: MacAddr,
+    around: &Surroundings<'_>,
+    seen: &Seen,
+) -> Option<Vec<u8>> {
+    match addr {
+        IpAddr::V4(addr) => arp::announce(addr, mac, around, seen),
+        IpAddr::V6(addr) => ndp::announce(addr, mac, around, seen),
+    }
 }
 
 /// Frames that make the guest show its Ethernet address early, for when a client has just
 /// connected: an ARP request and a neighbour solicitation for the guest's addresses, to everyone.
-pub fn learn_guest(view: &GuestView) -> Vec<Vec<u8>> {
-    [arp::learn(view), ndp::learn(view)].into_iter().flatten().collect()
+pub fn learn_guest(around: &Surroundings<'_>) -> Vec<Vec<u8>> {
+    [arp::learn(around), ndp::learn(around)].into_iter().flatten().collect()
 }
 
 /// When unsolicited router advertisements go out: after random 200 to 600 seconds each (RFC 4861

@@ -1,7 +1,7 @@
 //! Requests as clients write them, byte by byte, and what comes back.
 
 use super::*;
-use crate::config::guest::{DEFAULT_MAC, GuestV4, GuestV6, Services};
+use crate::config::guest::{DEFAULT_MAC, GuestV4, GuestV6, Services, Translation};
 use crate::wire::{Error, arp, checksum, dhcpv4, dhcpv6, icmpv6};
 use proptest::prelude::*;
 
@@ -53,8 +53,14 @@ fn hex(text: &str) -> Vec<u8> {
     digits.chunks(2).map(|pair| (pair[0] << 4 | pair[1]) as u8).collect()
 }
 
+/// What `tell` says where nobody but us is known.
+fn alone<T>(view: &GuestView, tell: impl FnOnce(&Surroundings<'_>) -> T) -> T {
+    let neighbours = Neighbours::new(view, &Translation::default());
+    tell(&Surroundings { view, neighbours: &neighbours, former: &[] })
+}
+
 fn ask_with(frame: &[u8], view: &GuestView, seen: Seen) -> Outcome {
-    answer(&Request { frame, checksum_pending: false, seen }, view)
+    alone(view, |around| answer(&Request { frame, checksum_pending: false, seen }, around))
 }
 
 fn ask(frame: &[u8], view: &GuestView) -> Outcome {
@@ -184,6 +190,19 @@ fn discover_gets_an_offer() {
     let expected = hex("35 01 02  36 04 c0000201  33 04 ffffffff  3a 04 ffffffff  3b 04 ffffffff \
          01 04 ffffff00  03 04 c0000201  1a 02 fff0  ff");
     assert_eq!(reply.area[..expected.len()], expected);
+}
+
+#[test]
+fn an_address_that_was_made_up_is_lent_for_a_while_only() {
+    let mut local = view();
+    local.v4.as_mut().unwrap().addr = Ipv4Addr::new(169, 254, 2, 1);
+    let times = |view: &GuestView| {
+        let options = dhcp_reply(&dhcp(EVERYONE, "350101", &[]), view).options;
+        [51, 58, 59].map(|code| options.get(code).map(<[u8]>::to_vec).unwrap())
+    };
+    assert_eq!(times(&local), [vec![0, 0, 0, 120], vec![0, 0, 0, 60], vec![0, 0, 0, 105]]);
+    local.v4.as_mut().unwrap().fixed = true;
+    assert_eq!(times(&local), [vec![0xff; 4], vec![0xff; 4], vec![0xff; 4]], "as asked for");
 }
 
 #[test]
@@ -449,12 +468,12 @@ fn resolvers_and_search_list_are_advertised_each_on_its_own() {
 fn the_managed_flag_needs_dhcpv6_and_local_mode_has_no_prefix() {
     let mut off = view();
     off.services.dhcpv6 = false;
-    let (_, _, message) = read_icmp(&router_advertisement(&off).unwrap());
+    let (_, _, message) = read_icmp(&alone(&off, router_advertisement).unwrap());
     assert_eq!(message[5], 0);
     let mut local = view();
     local.v6.as_mut().unwrap().addr = None;
     local.mtu = Some(1000);
-    let (mac, dst, message) = read_icmp(&router_advertisement(&local).unwrap());
+    let (mac, dst, message) = read_icmp(&alone(&local, router_advertisement).unwrap());
     assert_eq!((mac, dst), (MacAddr([0x33, 0x33, 0, 0, 0, 1]), ndp_wire::ALL_NODES));
     let head = "86 00 0000 ff 00 ffff 00000000 00000000";
     assert_eq!(message, hex(&[head, RA_MAC].concat()), "nor an MTU below 1280");
@@ -471,7 +490,7 @@ fn what_crossed_a_router_or_was_damaged_is_ignored() {
     assert_eq!(ask(&damaged, &view()), SILENCE);
     let request = Request { frame: &damaged, checksum_pending: true, seen: Seen::default() };
     assert!(
-        matches!(answer(&request, &view()), Outcome::Consumed(Some(_))),
+        matches!(alone(&view(), |around| answer(&request, around)), Outcome::Consumed(Some(_))),
         "a checksum that is still to be made can not be wrong"
     );
 }
@@ -532,14 +551,14 @@ fn the_switches_of_ndp_are_obeyed() {
     let mut no_ra = view();
     no_ra.services.ra = false;
     assert!(matches!(ask(&solicitation, &no_ra), Outcome::Consumed(Some(_))));
-    assert_eq!((ask(&rs, &no_ra), router_advertisement(&no_ra)), (SILENCE, None));
+    assert_eq!((ask(&rs, &no_ra), alone(&no_ra, router_advertisement)), (SILENCE, None));
     let mut no_ndp = view();
     no_ndp.services.ndp = false;
     let no_v6 = GuestView { v6: None, ..view() };
     for view in [no_ndp, no_v6] {
         assert_eq!((ask(&solicitation, &view), ask(&rs, &view)), (SILENCE, SILENCE));
-        assert_eq!(router_advertisement(&view), None);
-        assert_eq!(learn_guest(&view).len(), 1, "ARP only");
+        assert_eq!(alone(&view, router_advertisement), None);
+        assert_eq!(alone(&view, learn_guest).len(), 1, "ARP only");
     }
 }
 
@@ -555,7 +574,7 @@ fn advertisements_and_redirects_of_the_guest_are_ignored() {
 
 #[test]
 fn a_new_client_is_asked_for_its_addresses() {
-    let frames = learn_guest(&view());
+    let frames = alone(&view(), learn_guest);
     let arp = hex("ffffffffffff 9a559a559a55 0806 0001 0800 06 04 0001 \
          9a559a559a55 c0000201 000000000000 c000020f");
     assert_eq!(frames[0], arp);
@@ -569,7 +588,7 @@ fn a_new_client_is_asked_for_its_addresses() {
     assert_eq!(message, hex(&(neighbour_solicitation(GUEST6) + "01019a559a559a55")));
     let mut local = view();
     local.v6.as_mut().unwrap().addr = None;
-    assert_eq!(learn_guest(&local).len(), 1, "nothing to `::`");
+    assert_eq!(alone(&local, learn_guest).len(), 1, "nothing to `::`");
 }
 
 #[test]
@@ -793,7 +812,7 @@ proptest! {
     #[test]
     fn no_frame_panics(bytes in prop::collection::vec(any::<u8>(), 0..200), pending: bool) {
         let request = Request { frame: &bytes, checksum_pending: pending, seen: Seen::default() };
-        answer(&request, &named());
+        alone(&named(), |around| answer(&request, around));
     }
 
     #[test]
@@ -817,7 +836,7 @@ proptest! {
         let whole = Request { frame: &frame, checksum_pending: true, seen: Seen::default() };
         let cut = &frame[..cut.index(frame.len())];
         for request in [whole, Request { frame: cut, ..whole }] {
-            answer(&request, &named());
+            alone(&named(), |around| answer(&request, around));
             probed(&request);
             leased(request.frame, &named());
         }
@@ -856,6 +875,6 @@ proptest! {
         view.dns.search = words;
         ask(&dhcp(EVERYONE, "350101", &[]), &view);
         ask(&dhcpv6(&["01 abcdef", CLIENT_ID, IA]), &view);
-        prop_assert!(router_advertisement(&view).is_some());
+        prop_assert!(alone(&view, router_advertisement).is_some());
     }
 }

@@ -86,8 +86,8 @@ pub struct RouterAdvertisement {
     pub source_mac: Option<MacAddr>,
     /// The link's MTU.
     pub mtu: Option<u32>,
-    /// A prefix of the link, of infinite lifetimes when written.
-    pub prefix: Option<Prefix>,
+    /// Prefixes of the link.
+    pub prefixes: Vec<Prefix>,
     /// Resolvers, of infinite lifetime when written.
     pub resolvers: Vec<Ipv6Addr>,
     /// Search list, of infinite lifetime when written.
@@ -105,6 +105,10 @@ pub struct Prefix {
     pub on_link: bool,
     /// Hosts may make addresses under it (A).
     pub autonomous: bool,
+    /// Seconds for which it and addresses under it are valid.
+    pub valid: u32,
+    /// Seconds for which new connections may come from those addresses.
+    pub preferred: u32,
 }
 
 impl Message {
@@ -192,7 +196,7 @@ fn parse_router_advertisement(bytes: &[u8]) -> Result<RouterAdvertisement> {
         lifetime: u16_at(bytes, 6)?,
         source_mac: options.source_mac,
         mtu: options.mtu,
-        prefix: options.prefix,
+        prefixes: options.prefixes,
         resolvers: options.resolvers,
         search: options.search,
     })
@@ -206,11 +210,11 @@ impl RouterAdvertisement {
         out.extend_from_slice(&self.lifetime.to_be_bytes());
         // Reachable time and retransmission timer: unspecified.
         out.extend_from_slice(&[0; 8]);
-        if let Some(prefix) = self.prefix {
+        for prefix in &self.prefixes {
             let flags = u8::from(prefix.on_link) << 7 | u8::from(prefix.autonomous) << 6;
             out.extend_from_slice(&[PREFIX_INFORMATION, 4, prefix.len, flags]);
-            out.extend_from_slice(&INFINITE.to_be_bytes());
-            out.extend_from_slice(&INFINITE.to_be_bytes());
+            out.extend_from_slice(&prefix.valid.to_be_bytes());
+            out.extend_from_slice(&prefix.preferred.to_be_bytes());
             out.extend_from_slice(&[0; 4]);
             out.extend_from_slice(&prefix.addr.octets());
         }
@@ -243,13 +247,13 @@ fn push_mac(out: &mut Vec<u8>, kind: u8, mac: Option<MacAddr>) {
     }
 }
 
-/// What the options of a message say; the last of equal ones counts.
+/// What the options of a message say; of equal ones but prefixes, the last counts.
 #[derive(Debug, Default)]
 struct Options {
     source_mac: Option<MacAddr>,
     target_mac: Option<MacAddr>,
     mtu: Option<u32>,
-    prefix: Option<Prefix>,
+    prefixes: Vec<Prefix>,
     resolvers: Vec<Ipv6Addr>,
     search: Vec<Name>,
 }
@@ -276,7 +280,7 @@ impl Options {
             (SOURCE_LINK_LAYER, 8) => self.source_mac = Some(MacAddr(array_at(option, 2)?)),
             (TARGET_LINK_LAYER, 8) => self.target_mac = Some(MacAddr(array_at(option, 2)?)),
             (MTU, 8) => self.mtu = Some(u32_at(option, 4)?),
-            (PREFIX_INFORMATION, 32) => self.prefix = Some(parse_prefix(option)?),
+            (PREFIX_INFORMATION, 32) => self.prefixes.push(parse_prefix(option)?),
             (RDNSS, _) => {
                 let (addrs, _) = option.get(8..).unwrap_or_default().as_chunks::<16>();
                 self.resolvers = addrs.iter().copied().map(Ipv6Addr::from).collect();
@@ -298,6 +302,8 @@ fn parse_prefix(option: &[u8]) -> Result<Prefix> {
         len,
         on_link: flags & 0x80 != 0,
         autonomous: flags & 0x40 != 0,
+        valid: u32_at(option, 4)?,
+        preferred: u32_at(option, 8)?,
     })
 }
 

@@ -61,7 +61,8 @@ fn report<H, K: Sink>(
         forward::remote_seen(view, translation, &ctx.shared.observed, cause.offender)
     };
     let Ok(offender) = offender else { return };
-    let addresses = Addresses { src: offender, ..ctx.shared.to_guest(key) };
+    let src_mac = ctx.shared.neighbours.mac(offender);
+    let addresses = Addresses { src: offender, src_mac, ..ctx.shared.to_guest(key) };
     if let Some(frame) = build(&addresses, key, cause, quoted) {
         ctx.send_frame(&frame);
     }
