@@ -90,10 +90,11 @@ struct Inside(Channel);
 impl Inside {
     fn carry_out(&mut self, tap: &Tap, plan: &NetPlan) -> Result<Warnings, Error> {
         let name = &tap.name;
-        let link = self.link(name)?;
+        let mut link = self.link(name)?;
         if let Some(mtu) = tap.mtu {
             self.change_link(link.index, vec![LinkAttribute::Mtu(mtu.into())])
                 .map_err(to(format!("set MTU {mtu} of {name}")))?;
+            link = self.link(name)?; // with a small MTU, there is no IPv6 any more
         }
         let own_link_local = plan.ipv6 && link.mode.is_some();
         // The kernel would look for duplicates of the link-local address that it makes, which
