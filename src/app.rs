@@ -4,6 +4,7 @@
 //! needs a name in the file system, takes our privileges away, goes to the background and runs.
 //! What fails before that ends in one line on standard error and status 1, with no socket left.
 
+mod pasta;
 mod unix;
 
 use crate::config::facts::HostFacts;
@@ -19,7 +20,10 @@ use crate::host::sockets::{Setup, Sockets};
 use crate::link::Link;
 use crate::link::capture::{Capture, Parts};
 use crate::link::stream::StreamLink;
+use crate::link::tap;
 use crate::link::vhost::{Settings, VhostLink};
+use crate::pasta::command::{Held, Inherited};
+use crate::pasta::watch::{End, Watch};
 pub use crate::pesto::main as pesto;
 use crate::runtime::worker::{Exit, Worker};
 use crate::runtime::{self, Clock};
@@ -71,6 +75,18 @@ enum Error {
     Rehearsal,
     /// A port that must be listened on cannot be; said already.
     Listen,
+    /// There is no namespace to serve.
+    Namespace(crate::pasta::Error),
+    /// The namespace's network cannot be set up.
+    Interface(crate::pasta::interface::Error),
+    /// The interface inside cannot be made.
+    Tap(tap::Error),
+    /// What has to be done inside the namespace cannot be.
+    Inside(&'static str, io::Error),
+    /// There is no `/dev/net/tun`, or not for us.
+    NoTun(io::Error),
+    /// Somebody has removed our interface.
+    TapGone,
 }
 
 impl fmt::Display for Error {
@@ -88,6 +104,21 @@ impl fmt::Display for Error {
             }
             Self::System(what, e) => write!(f, "Couldn't {what}: {}", error_text(e)),
             Self::Rehearsal => f.write_str("Couldn't isolate the process"),
+            Self::Namespace(e) => e.fmt(f),
+            Self::Interface(e) => e.fmt(f),
+            Self::Tap(e) => e.fmt(f),
+            Self::Inside(what, e) => {
+                write!(f, "Couldn't {what} inside the namespace: {}", error_text(e))
+            }
+            Self::NoTun(e) => {
+                let reason = error_text(e);
+                write!(
+                    f,
+                    "Couldn't open /dev/net/tun: {reason}; see that the module tun is loaded"
+                )?;
+                f.write_str(" and the device is there, or use --splice-only")
+            }
+            Self::TapGone => f.write_str("The interface in the namespace has gone, exiting"),
             Self::Listen => f.write_str("Couldn't listen on requested ports"),
         }
     }
@@ -110,6 +141,9 @@ errors_from! {
     Sandbox(sandbox::Error),
     RunAs(RunAsError),
     Unix(unix::Error),
+    Namespace(crate::pasta::Error),
+    Interface(crate::pasta::interface::Error),
+    Tap(tap::Error),
 }
 
 /// Runs `program`, or the one by whose name it was called, with the arguments of the process, and
@@ -122,7 +156,7 @@ pub fn main(program: Program) -> ExitCode {
     match options::parse(program, &argv0.to_string_lossy(), &args) {
         Ok(Request::Print(text)) => print(&text),
         Ok(Request::Run(mode, typed)) => match run(program, mode, &typed) {
-            Ok(()) => ExitCode::SUCCESS,
+            Ok(status) => ExitCode::from(status),
             Err(e) => {
                 error!("{e}");
                 ExitCode::FAILURE
@@ -159,31 +193,35 @@ fn complain(text: &dyn fmt::Display) {
     }
 }
 
-fn run(program: Program, mode: Mode, typed: &Typed) -> Result<(), Error> {
+/// Runs to the end; returns the exit status.
+fn run(program: Program, mode: Mode, typed: &Typed) -> Result<u8, Error> {
+    let before = Inherited::new();
     let process = Process::new(typed);
     // Descriptors that we inherited go first, before we have any of our own.
     let inherited = daemon::take_over(typed.fd).inspect_err(|e| complain(e))?;
     crate::log::init(&log_options(program, &process)).inspect_err(|e| complain(e))?;
-    let started = Started::begin()?;
+    // The command of a namespace inherits what we have, so there that is given up later.
+    let started = (mode != Mode::Pasta).then(Started::begin).transpose()?;
     let signals = Signals::block()?;
     let (config, warnings) = Config::new(mode, typed, &facts()?)?;
     warnings.iter().for_each(|warning| warn!("{warning}"));
+    let begun = || started.map_or_else(Started::begin, Ok);
     match config {
-        Config::Pasta(_) => Err(config::Error::NotYet.into()),
+        Config::Pasta(config) => pasta::serve(&config, before, signals),
         Config::VhostUser(config) => {
             let settings = Settings { mtu: config.network.guest.mtu, ..Settings::default() };
             let link = |door, one_off, epoll| match door {
                 Door::Listener(l) => VhostLink::listen(l, one_off, epoll, settings),
                 Door::Connected(stream) => VhostLink::connected(stream, epoll, settings),
             };
-            machine(started, signals, inherited, &config, Role::VhostUser, link)
+            machine(begun()?, signals, inherited, &config, Role::VhostUser, link)
         }
         Config::Stream(config) => {
             let link = |door, one_off, epoll| match door {
                 Door::Listener(l) => StreamLink::listen(l, one_off, epoll),
                 Door::Connected(stream) => StreamLink::connected(stream, epoll),
             };
-            machine(started, signals, inherited, &config, Role::Stream, link)
+            machine(begun()?, signals, inherited, &config, Role::Stream, link)
         }
     }
 }
@@ -264,7 +302,7 @@ fn machine<L: Parts>(
     config: &Machine,
     role: Role,
     open: impl FnOnce(Door, bool, Rc<Epoll>) -> io::Result<L>,
-) -> Result<(), Error> {
+) -> Result<u8, Error> {
     let Machine { process: own, network, .. } = config;
     let run_as = own.runas.as_deref().map(str::parse::<RunAs>).transpose()?;
     let identity = Identity::choose(run_as.as_ref())?;
@@ -290,16 +328,11 @@ fn machine<L: Parts>(
         .map_err(|e| Error::System("watch the socket", e))?;
     let jailed = started.identify(identity)?.jail(&jail)?;
     let stats = own.stats.map(|seconds| Duration::from_secs(seconds.into()));
-    let service = Service { jailed, launch, bound, signals, epoll, role, stats };
+    let (watch, held) = (None, None);
+    let service = Service { jailed, launch, bound, signals, epoll, role, stats, watch, held };
     let clock = Clock::start();
     let engine = Engine::new(sockets, engine_settings(network, rules, hash_key), clock.now());
-    match capture {
-        None => service.run(link, engine, clock),
-        Some(file) => {
-            let link = Capture::new(link, file, Box::new(runtime::time_of_day));
-            service.run(link.map_err(|e| Error::System("write the capture", e))?, engine, clock)
-        }
-    }
+    service.run_captured(link, capture, engine, clock)
 }
 
 /// Finds out in a child whether the sandbox can be entered, when we become someone else on the way:
@@ -350,12 +383,17 @@ fn open_sockets(epoll: &Rc<Epoll>, network: &Network, rules: &Rules) -> Result<S
     };
     let opened = Sockets::new(Rc::clone(epoll), setup);
     let mut sockets = opened.map_err(|e| Error::System("set up sockets", e))?;
+    listen(&mut sockets, rules)?;
+    Ok(sockets)
+}
+
+fn listen(sockets: &mut Sockets, rules: &Rules) -> Result<(), Error> {
     let listened = sockets.listen(rules).map_err(|failure| {
         error!("{failure}");
         Error::Listen
     })?;
     listened.warnings.iter().for_each(|warning| warn!("{warning}"));
-    Ok(sockets)
+    Ok(())
 }
 
 fn device_name(device: Option<&config::Device>) -> Option<CString> {
@@ -392,11 +430,29 @@ struct Service {
     epoll: Rc<Epoll>,
     role: Role,
     stats: Option<Duration>,
+    /// What we serve, if it can end by itself.
+    watch: Option<Watch>,
+    /// The command that waits until we are ready.
+    held: Option<Held>,
 }
 
 impl Service {
-    /// Goes to the background, locks up, says that we are ready, and serves.
-    fn run<L: Link>(self, link: L, engine: Engine<Sockets>, clock: Clock) -> Result<(), Error> {
+    /// As [`Service::run`], with a capture of all frames if there is a file for it.
+    fn run_captured<L: Parts>(
+        self,
+        link: L,
+        capture: Option<File>,
+        engine: Engine<Sockets>,
+        clock: Clock,
+    ) -> Result<u8, Error> {
+        let Some(file) = capture else { return self.run(link, engine, clock) };
+        let link = Capture::new(link, file, Box::new(runtime::time_of_day));
+        self.run(link.map_err(|e| Error::System("write the capture", e))?, engine, clock)
+    }
+
+    /// Goes to the background, locks up, says that we are ready, and serves. Returns the exit
+    /// status.
+    fn run<L: Link>(self, link: L, engine: Engine<Sockets>, clock: Clock) -> Result<u8, Error> {
         // The starter exits in here.
         let ready = self.launch.go()?;
         // A signalfd wakes the process that added it to the epoll, so not before the fork.
@@ -408,6 +464,11 @@ impl Service {
         if let Some(every) = self.stats {
             worker.show_statistics(every);
         }
+        if let Some(watch) = self.watch
+            && let Err(e) = worker.until(watch)
+        {
+            ready.fail(&Error::System("watch for the end", e));
+        }
         if let Err(e) = self.jailed.lock(self.role) {
             ready.fail(&e);
         }
@@ -415,16 +476,16 @@ impl Service {
             bound.keep();
         }
         ready.report();
-        match worker.run() {
-            Ok(Exit::ClientGone) => {
-                info!("Client gone, exiting");
-                Ok(())
-            }
-            Ok(Exit::Signal) => {
-                info!("Asked by a signal, exiting");
-                Ok(())
-            }
-            Err(e) => Err(Error::System("go on", e)),
+        if let Some(held) = self.held {
+            held.release();
         }
+        match worker.run().map_err(|e| Error::System("go on", e))? {
+            Exit::ClientGone if self.role == Role::Namespace => return Err(Error::TapGone),
+            Exit::ClientGone => info!("Client gone, exiting"),
+            Exit::Signal => info!("Asked by a signal, exiting"),
+            Exit::Ended(End::NamespaceGone) => info!("Namespace gone, exiting"),
+            Exit::Ended(End::Command(status)) => return Ok(status),
+        }
+        Ok(0)
     }
 }

@@ -412,15 +412,6 @@ fn what_makes_no_sense_for_a_namespace_is_one_line_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn what_comes_with_a_later_release_says_so() {
-    assert_eq!(fails(PASTA, ""), "pasta comes with a later release\n");
-    assert_eq!(
-        fails(PASTA, "--config-net -- ls -lF --bogus"),
-        "pasta comes with a later release\n"
-    );
-}
-
-#[test]
 fn status_zero_in_background_means_ready() {
     set_child_subreaper(true).expect("daemons become ours");
     let folder = Folder::new();

@@ -200,8 +200,6 @@ pub enum Error {
     Needs(&'static str, &'static str),
     /// `--fd` for a namespace.
     TapDescriptor,
-    /// A program that comes later.
-    NotYet,
 }
 
 impl fmt::Display for Error {
@@ -224,7 +222,6 @@ impl fmt::Display for Error {
             Self::Exclusive(a, b) => write!(f, "Options {a} and {b} exclude each other"),
             Self::Needs(option, other) => write!(f, "Option {option} needs {other}"),
             Self::TapDescriptor => f.write_str("--fd is not supported yet for namespaces"),
-            Self::NotYet => f.write_str("pasta comes with a later release"),
         }
     }
 }

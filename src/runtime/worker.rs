@@ -8,6 +8,7 @@ use super::statistics::{Counter, Statistics};
 use crate::engine::Engine;
 use crate::host::Host;
 use crate::link::{Link, Sink, Source};
+use crate::pasta::watch::{End, Watch};
 use crate::sys::epoll::{Epoll, Events};
 use crate::time::{Duration, Instant};
 use crate::token::{Readiness, Token};
@@ -25,13 +26,18 @@ const BATCHES: usize = 4;
 /// and will mostly not want to be told any more.
 const SIGNAL_DELAY: Duration = Duration::from_micros(100);
 
+/// The end that [`Worker::until`] waits for.
+const WATCH: Token = Token::Runtime(0);
+
 /// Why the loop ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// The one client has gone (`--one-off`).
+    /// The one client has gone (`--one-off`), or the interface of a namespace.
     ClientGone,
     /// A signal asked for it.
     Signal,
+    /// What we served has ended: the command, or the namespace.
+    Ended(End),
 }
 
 /// An event loop over one link and one engine.
@@ -47,6 +53,8 @@ pub struct Worker<L: Link, H: Host> {
     signal_owed: bool,
     /// `--stats`.
     statistics: Option<Box<Statistics>>,
+    /// What we serve, as far as it can end.
+    watch: Option<Watch>,
 }
 
 /// What the events of a turn have said about the link.
@@ -68,12 +76,23 @@ impl<L: Link, H: Host> Worker<L, H> {
             frames_left: false,
             signal_owed: false,
             statistics: None,
+            watch: None,
         }
     }
 
     /// Shows counters on standard error, at most `every` so often.
     pub fn show_statistics(&mut self, every: Duration) {
         self.statistics = Some(Box::new(Statistics::new(every)));
+    }
+
+    /// Ends with what `watch` watches.
+    ///
+    /// # Errors
+    /// Those of epoll.
+    pub fn until(&mut self, watch: Watch) -> io::Result<()> {
+        watch.register(&self.epoll, WATCH)?;
+        self.watch = Some(watch);
+        Ok(())
     }
 
     /// The engine, for tests and statistics.
@@ -139,6 +158,12 @@ impl<L: Link, H: Host> Worker<L, H> {
                 | Token::Relay(..) => {
                     let (_, sink) = self.link.halves();
                     self.engine.on_socket(token, ready, sink, now);
+                }
+                WATCH => {
+                    let end = self.watch.as_ref().map_or(Ok(None), Watch::look)?;
+                    if let Some(end) = end {
+                        return Ok(Some(Exit::Ended(end)));
+                    }
                 }
                 Token::Runtime(_) => {}
             }

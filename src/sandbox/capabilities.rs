@@ -7,7 +7,7 @@ use caps::{CapSet, Capability, CapsHashSet};
 
 /// What setting up may need, if we were given it: binding low ports, switching the user,
 /// namespaces and mounts where user namespaces are forbidden, and opening the starter's files.
-const NEEDED_AT_START: [Capability; 5] = [
+pub(super) const FOR_A_MACHINE: &[Capability] = &[
     Capability::CAP_NET_BIND_SERVICE,
     Capability::CAP_SETUID,
     Capability::CAP_SETGID,
@@ -15,21 +15,38 @@ const NEEDED_AT_START: [Capability; 5] = [
     Capability::CAP_DAC_OVERRIDE,
 ];
 
+/// What setting up a namespace may need, as far as we were given it: besides, its interfaces.
+pub(super) const FOR_A_NAMESPACE: &[Capability] = &[
+    Capability::CAP_NET_BIND_SERVICE,
+    Capability::CAP_SETUID,
+    Capability::CAP_SETGID,
+    Capability::CAP_SYS_ADMIN,
+    Capability::CAP_DAC_OVERRIDE,
+    Capability::CAP_NET_ADMIN,
+];
+
+/// What serving a namespace needs: ports below 1024 appear there, or on the host, at any time.
+pub(super) const LOW_PORTS: &[Capability] = &[Capability::CAP_NET_BIND_SERVICE];
+
 fn failed(error: CapsError) -> Error {
     Error::Capabilities(error.to_string())
 }
 
-/// Gives up what setting up does not need.
-pub(super) fn keep_needed() -> Result<(), Error> {
+/// Whether we have `capability` now.
+pub(super) fn has(capability: Capability) -> Result<bool, Error> {
+    caps::has_cap(None, CapSet::Effective, capability).map_err(failed)
+}
+
+/// Gives up what is not `needed`.
+pub(super) fn keep(needed: &[Capability]) -> Result<(), Error> {
     // While CAP_SETPCAP is there, if it ever was. Without it, no_new_privs makes the bounding set
     // meaningless in the end.
-    let setpcap = caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP);
-    if setpcap.map_err(failed)? {
+    if has(Capability::CAP_SETPCAP)? {
         empty_bounding_set().map_err(Error::BoundingSet)?;
     }
     clear_inherited()?;
     let held = caps::read(None, CapSet::Permitted).map_err(failed)?;
-    let kept: CapsHashSet = NEEDED_AT_START.into_iter().filter(|c| held.contains(c)).collect();
+    let kept: CapsHashSet = needed.iter().copied().filter(|c| held.contains(c)).collect();
     // The effective set must never leave the permitted one.
     caps::set(None, CapSet::Effective, &kept).map_err(failed)?;
     caps::set(None, CapSet::Permitted, &kept).map_err(failed)

@@ -16,6 +16,10 @@
 //! sandbox forbids does not exist; what each role may call stands in `table.rs`, with the
 //! function that needs it.
 //!
+//! A namespace's worker goes from the first stage to the third at once ([`Started::jail_at`]):
+//! it keeps `CAP_NET_BIND_SERVICE` over the namespace, and so stays in a user namespace that has
+//! a say there, instead of one of its own.
+//!
 //! All of it happens in the only thread of the process: user namespaces need that.
 
 mod capabilities;
@@ -28,11 +32,12 @@ pub use identity::{Identity, RunAs, RunAsError};
 
 use crate::sys::error_text;
 use nix::errno::Errno;
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl;
 use nix::sys::stat::{Mode, umask};
 use std::fmt;
 use std::io;
+use std::os::fd::BorrowedFd;
 
 /// Why a step failed. Each variant names the step.
 #[derive(Debug)]
@@ -48,6 +53,8 @@ pub enum Error {
         /// What setgroups(2), setresgid(2) or setresuid(2) said.
         source: io::Error,
     },
+    /// Keeping a capability when the user changes.
+    KeepCapabilities(io::Error),
     /// Making a user namespace.
     UserNamespace(io::Error),
     /// Making the other namespaces.
@@ -77,6 +84,9 @@ impl fmt::Display for Error {
             Self::User { identity: Identity { uid, gid }, source } => {
                 write!(f, "Couldn't change to user {uid}, group {gid}: {}", error_text(source))
             }
+            Self::KeepCapabilities(e) => {
+                write!(f, "Couldn't keep the right to low ports: {}", error_text(e))
+            }
             // Matched by others, word by word.
             Self::UserNamespace(e) => {
                 write!(f, "Couldn't create user namespace: {}", error_text(e))
@@ -92,12 +102,22 @@ impl fmt::Display for Error {
     }
 }
 
+impl From<Error> for io::Error {
+    /// The number, for those who can pass on no more.
+    fn from(error: Error) -> Self {
+        let source = std::error::Error::source(&error).and_then(|e| e.downcast_ref::<Self>());
+        let number = source.and_then(Self::raw_os_error);
+        number.map_or_else(|| Self::other(error.to_string()), Self::from_raw_os_error)
+    }
+}
+
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Capabilities(_) | Self::Filter(_) => None,
             Self::User { source, .. } | Self::Mount { source, .. } => Some(source),
             Self::BoundingSet(e)
+            | Self::KeepCapabilities(e)
             | Self::UserNamespace(e)
             | Self::Namespaces(e)
             | Self::Dumpable(e)
@@ -137,6 +157,10 @@ pub enum Role {
     Stream,
     /// `pesto`, a client of the control socket.
     Client,
+    /// The only worker of `pasta`: guest, sockets on both sides, and the end of the command.
+    Namespace,
+    /// The process that makes sockets inside a namespace.
+    Inside,
 }
 
 /// Set-up has begun.
@@ -163,7 +187,14 @@ pub struct Locked {
 impl Started {
     /// Drops the capabilities that not even set-up needs. To be called first.
     pub fn begin() -> Result<Self, Error> {
-        capabilities::keep_needed()?;
+        capabilities::keep(capabilities::FOR_A_MACHINE)?;
+        Ok(Self(()))
+    }
+
+    /// As [`Started::begin`], for `pasta`. To be called when its namespaces are open and its
+    /// command is made, which inherits what we have.
+    pub fn begin_in_namespace() -> Result<Self, Error> {
+        capabilities::keep(capabilities::FOR_A_NAMESPACE)?;
         Ok(Self(()))
     }
 
@@ -174,12 +205,69 @@ impl Started {
     }
 }
 
+impl Started {
+    /// Does what [`Started::identify`] and [`Identified::jail`] do, for the worker of `pasta`,
+    /// which keeps one capability: to listen on low ports. That capability has to be one over
+    /// the namespace: ours, if we could set it up with our own rights, and else one that is had
+    /// in `user`, a user namespace, where its owner has them all.
+    pub fn jail_at(
+        self,
+        user: Option<BorrowedFd<'_>>,
+        identity: Identity,
+        jail: &Jail,
+    ) -> Result<Jailed, Error> {
+        if let Some(user) = user {
+            let joined = setns(user, CloneFlags::CLONE_NEWUSER);
+            joined.map_err(|e| Error::Namespaces(e.into()))?;
+        }
+        let mut flags = ISOLATED;
+        if jail.pid_namespace {
+            flags |= CloneFlags::CLONE_NEWPID;
+        }
+        unshare(flags).map_err(|e| Error::Namespaces(e.into()))?;
+        mounts::empty_root(jail.chroot_fallback)?;
+        umask(Mode::from_bits_truncate(0o077));
+        if user.is_none() && identity != Identity::current() {
+            // Whoever stops being root loses all capabilities otherwise.
+            prctl::set_keepcaps(true).map_err(|e| Error::KeepCapabilities(e.into()))?;
+            identity.assume()?;
+            prctl::set_keepcaps(false).map_err(|e| Error::KeepCapabilities(e.into()))?;
+        }
+        capabilities::keep(capabilities::LOW_PORTS)?;
+        Ok(Jailed(()))
+    }
+}
+
+/// Becomes `identity` before anything else, as if that user had started us: for `--runas` of
+/// `pasta`, whose command is that user's.
+pub fn start_as(identity: Identity) -> Result<(), Error> {
+    identity.assume()?;
+    // The files in /proc of who has changed its user belong to root, also those that say which
+    // users exist in the namespaces that we make.
+    prctl::set_dumpable(true).map_err(|e| Error::Dumpable(e.into()))
+}
+
+/// Locks up the process that makes sockets inside a namespace, which has joined it with all
+/// rights there: it keeps none of them, nor files, and becomes `identity` unless it had to join
+/// the user namespace as who it was.
+pub fn confine_inside(identity: Option<Identity>) -> Result<(), Error> {
+    unshare(ISOLATED).map_err(|e| Error::Namespaces(e.into()))?;
+    mounts::empty_root(false)?;
+    identity.map_or(Ok(()), Identity::assume)?;
+    capabilities::keep(&[])?;
+    Jailed(()).lock(Role::Inside)?;
+    Ok(())
+}
+
+/// The namespaces that everybody in the sandbox has of their own.
+const ISOLATED: CloneFlags =
+    CloneFlags::CLONE_NEWIPC.union(CloneFlags::CLONE_NEWNS).union(CloneFlags::CLONE_NEWUTS);
+
 impl Identified {
     /// Leaves the host's files, processes and capabilities behind.
     pub fn jail(self, jail: &Jail) -> Result<Jailed, Error> {
         let own_user_namespace = enter_user_namespace(jail.without_user_namespace)?;
-        let mut flags =
-            CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS;
+        let mut flags = ISOLATED;
         if jail.pid_namespace {
             flags |= CloneFlags::CLONE_NEWPID;
         }

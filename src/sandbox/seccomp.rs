@@ -62,10 +62,13 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
+    const ROLES: [Role; 5] =
+        [Role::VhostUser, Role::Stream, Role::Namespace, Role::Inside, Role::Client];
+
     #[test]
     fn the_filter_of_each_role_compiles_for_each_machine() {
         for arch in [TargetArch::x86_64, TargetArch::aarch64, TargetArch::riscv64] {
-            for role in [Role::VhostUser, Role::Client] {
+            for role in ROLES {
                 let program = compile(role, arch, 1).expect("compiles");
                 assert!(program.len() > 100 && program.len() < 4096, "{}", program.len());
             }
@@ -74,10 +77,10 @@ mod tests {
 
     #[test]
     fn no_system_call_stands_twice_in_the_table_of_a_role() {
-        for role in [Role::VhostUser, Role::Client] {
+        for role in ROLES {
             let mut seen = BTreeSet::from([table::own_abort(1).0]);
             for entry in table::entries(role) {
-                assert!(seen.insert(entry.call), "system call {} stands twice", entry.call);
+                assert!(seen.insert(entry.call), "{role:?}: {} stands twice", entry.call);
             }
         }
     }

@@ -101,6 +101,64 @@ const RUNTIME: &[Entry] = &[
     always(libc::SYS_sched_getaffinity),
 ];
 
+/// host::sockets and host::listen: TCP, UDP and ping sockets of the internet. No raw sockets,
+/// none of other families, none of TCP's other variants (MPTCP, SMC).
+const SOCKETS: Entry = when(
+    libc::SYS_socket,
+    &[
+        &[
+            equal(0, libc::AF_INET),
+            masked(1, SOCK_TYPE_MASK, libc::SOCK_STREAM),
+            equal(2, libc::IPPROTO_IP),
+        ],
+        &[
+            equal(0, libc::AF_INET),
+            masked(1, SOCK_TYPE_MASK, libc::SOCK_STREAM),
+            equal(2, libc::IPPROTO_TCP),
+        ],
+        &[
+            equal(0, libc::AF_INET),
+            masked(1, SOCK_TYPE_MASK, libc::SOCK_DGRAM),
+            equal(2, libc::IPPROTO_IP),
+        ],
+        &[
+            equal(0, libc::AF_INET),
+            masked(1, SOCK_TYPE_MASK, libc::SOCK_DGRAM),
+            equal(2, libc::IPPROTO_UDP),
+        ],
+        &[
+            equal(0, libc::AF_INET),
+            masked(1, SOCK_TYPE_MASK, libc::SOCK_DGRAM),
+            equal(2, libc::IPPROTO_ICMP),
+        ],
+        &[
+            equal(0, libc::AF_INET6),
+            masked(1, SOCK_TYPE_MASK, libc::SOCK_STREAM),
+            equal(2, libc::IPPROTO_IP),
+        ],
+        &[
+            equal(0, libc::AF_INET6),
+            masked(1, SOCK_TYPE_MASK, libc::SOCK_STREAM),
+            equal(2, libc::IPPROTO_TCP),
+        ],
+        &[
+            equal(0, libc::AF_INET6),
+            masked(1, SOCK_TYPE_MASK, libc::SOCK_DGRAM),
+            equal(2, libc::IPPROTO_IP),
+        ],
+        &[
+            equal(0, libc::AF_INET6),
+            masked(1, SOCK_TYPE_MASK, libc::SOCK_DGRAM),
+            equal(2, libc::IPPROTO_UDP),
+        ],
+        &[
+            equal(0, libc::AF_INET6),
+            masked(1, SOCK_TYPE_MASK, libc::SOCK_DGRAM),
+            equal(2, libc::IPPROTO_ICMPV6),
+        ],
+    ],
+);
+
 /// What every worker needs.
 const WORKER: &[Entry] = &[
     // runtime::poller.
@@ -142,63 +200,7 @@ const WORKER: &[Entry] = &[
     always(libc::SYS_getsockname),
     always(libc::SYS_getpeername),
     always(libc::SYS_getsockopt),
-    // host::sockets and host::listen: TCP, UDP and ping sockets of the internet. No raw sockets,
-    // none of other families, none of TCP's other variants (MPTCP, SMC).
-    when(
-        libc::SYS_socket,
-        &[
-            &[
-                equal(0, libc::AF_INET),
-                masked(1, SOCK_TYPE_MASK, libc::SOCK_STREAM),
-                equal(2, libc::IPPROTO_IP),
-            ],
-            &[
-                equal(0, libc::AF_INET),
-                masked(1, SOCK_TYPE_MASK, libc::SOCK_STREAM),
-                equal(2, libc::IPPROTO_TCP),
-            ],
-            &[
-                equal(0, libc::AF_INET),
-                masked(1, SOCK_TYPE_MASK, libc::SOCK_DGRAM),
-                equal(2, libc::IPPROTO_IP),
-            ],
-            &[
-                equal(0, libc::AF_INET),
-                masked(1, SOCK_TYPE_MASK, libc::SOCK_DGRAM),
-                equal(2, libc::IPPROTO_UDP),
-            ],
-            &[
-                equal(0, libc::AF_INET),
-                masked(1, SOCK_TYPE_MASK, libc::SOCK_DGRAM),
-                equal(2, libc::IPPROTO_ICMP),
-            ],
-            &[
-                equal(0, libc::AF_INET6),
-                masked(1, SOCK_TYPE_MASK, libc::SOCK_STREAM),
-                equal(2, libc::IPPROTO_IP),
-            ],
-            &[
-                equal(0, libc::AF_INET6),
-                masked(1, SOCK_TYPE_MASK, libc::SOCK_STREAM),
-                equal(2, libc::IPPROTO_TCP),
-            ],
-            &[
-                equal(0, libc::AF_INET6),
-                masked(1, SOCK_TYPE_MASK, libc::SOCK_DGRAM),
-                equal(2, libc::IPPROTO_IP),
-            ],
-            &[
-                equal(0, libc::AF_INET6),
-                masked(1, SOCK_TYPE_MASK, libc::SOCK_DGRAM),
-                equal(2, libc::IPPROTO_UDP),
-            ],
-            &[
-                equal(0, libc::AF_INET6),
-                masked(1, SOCK_TYPE_MASK, libc::SOCK_DGRAM),
-                equal(2, libc::IPPROTO_ICMPV6),
-            ],
-        ],
-    ),
+    SOCKETS,
     // Options of those sockets, without those that load programs or modules into the kernel or
     // belong to packet filters and routing daemons.
     when(
@@ -240,6 +242,7 @@ const WORKER: &[Entry] = &[
             &[equal(1, libc::F_SETFL)],
             &[equal(1, libc::F_DUPFD_CLOEXEC)],
             &[equal(1, libc::F_GET_SEALS)],
+            &[equal(1, libc::F_SETPIPE_SZ)],
         ],
     ),
     // How much waits in a socket, both ways; set_nonblocking and set_cloexec of the standard
@@ -285,12 +288,27 @@ const FIONBIO: i32 = 0x5421;
 const FIOCLEX: i32 = 0x5451;
 const SIOCOUTQNSD: i32 = 0x894b;
 
+/// What the worker of a namespace needs besides.
+const NAMESPACE: &[Entry] = &[
+    // engine::splice: from socket to socket through pipes of the kernel's.
+    always(libc::SYS_splice),
+    always(libc::SYS_pipe2),
+    // pasta::watch: the status of our command, by its descriptor and not by a number.
+    when(libc::SYS_waitid, &[&[equal(0, libc::P_PIDFD.cast_signed())]]),
+];
+
+/// What the process inside a namespace needs (host::inside): to hear, to make a socket, to tell.
+const INSIDE: &[Entry] =
+    &[always(libc::SYS_recvfrom), always(libc::SYS_sendmsg), always(libc::SYS_close), SOCKETS];
+
 /// The tables of a role.
 pub(super) fn entries(role: Role) -> impl Iterator<Item = &'static Entry> {
     let tables: &'static [&'static [Entry]] = match role {
         // What a front-end's descriptors and memory need, or a stream's socket, is in the tables.
         Role::VhostUser | Role::Stream => &[RUNTIME, WORKER],
         Role::Client => &[RUNTIME, CLIENT],
+        Role::Namespace => &[RUNTIME, WORKER, NAMESPACE],
+        Role::Inside => &[RUNTIME, INSIDE],
     };
     tables.iter().copied().flatten()
 }

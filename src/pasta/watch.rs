@@ -1,0 +1,168 @@
+//! When it is over: the command has ended, or the namespace that we joined has gone.
+//!
+//! One descriptor in the epoll; nothing is asked for by a timer. The file of a namespace vanishes
+//! when its directory says so (inotify); one below `/proc` when its process ends.
+
+use super::Error;
+use super::command;
+use super::namespace::{Life, Namespace};
+use crate::sys::epoll::Epoll;
+use crate::token::{Interest, Token};
+use nix::errno::Errno;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent};
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// Why it is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The command has ended with this status.
+    Command(u8),
+    /// The namespace is not there any more.
+    NamespaceGone,
+}
+
+/// Something that ends.
+#[derive(Debug)]
+pub enum Watch {
+    /// Our command.
+    Command(OwnedFd),
+    /// A process whose namespace we joined.
+    Process(OwnedFd),
+    /// A name, and the directory that says when it goes.
+    Name(Inotify, OsString),
+}
+
+impl Watch {
+    /// Watches what `namespace` ends with.
+    ///
+    /// # Errors
+    /// The directory cannot be watched, or the namespace has gone already.
+    pub fn new(life: Life, namespace: &Namespace) -> Result<Self, Error> {
+        let path = match life {
+            Life::Process(process) => return Ok(Self::Process(process)),
+            Life::Name(path) => path,
+        };
+        let fail = |e: Errno| Error::Watch(e.into());
+        let inotify =
+            Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).map_err(fail)?;
+        let (directory, name) = place(&path);
+        let events = AddWatchFlags::IN_DELETE
+            | AddWatchFlags::IN_MOVED_FROM
+            | AddWatchFlags::IN_DELETE_SELF
+            | AddWatchFlags::IN_MOVE_SELF
+            | AddWatchFlags::IN_ONLYDIR;
+        inotify.add_watch(&directory, events).map_err(fail)?;
+        if !namespace.is_at(&path) {
+            return Err(Error::Vanished(path.display().to_string()));
+        }
+        Ok(Self::Name(inotify, name))
+    }
+
+    /// Has `epoll` tell by `token` when to look.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl(2).
+    pub fn register(&self, epoll: &Epoll, token: Token) -> io::Result<()> {
+        epoll.add(self.as_fd(), token, Interest { readable: true, ..Interest::default() })
+    }
+
+    /// Looks whether it is over.
+    ///
+    /// # Errors
+    /// What can only be a mistake of ours.
+    pub fn look(&self) -> io::Result<Option<End>> {
+        match self {
+            Self::Command(process) => Ok(command::status(process)?.map(End::Command)),
+            Self::Process(_) => Ok(Some(End::NamespaceGone)),
+            Self::Name(inotify, name) => loop {
+                match inotify.read_events() {
+                    Ok(events) if events.iter().any(|event| means_gone(event, name)) => {
+                        return Ok(Some(End::NamespaceGone));
+                    }
+                    Ok(_) => {}
+                    Err(Errno::EAGAIN) => return Ok(None),
+                    Err(e) => return Err(e.into()),
+                }
+            },
+        }
+    }
+}
+
+impl AsFd for Watch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Command(process) | Self::Process(process) => process.as_fd(),
+            Self::Name(inotify, _) => inotify.as_fd(),
+        }
+    }
+}
+
+/// Whether `name` has gone, or the directory, which speaks without a name. More events than the
+/// kernel keeps say nothing.
+fn means_gone(event: &InotifyEvent, name: &OsString) -> bool {
+    event.name.as_ref().is_none_or(|other| other == name)
+        && !event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW)
+}
+
+/// The directory that `path` stands in, and its name there.
+fn place(path: &Path) -> (PathBuf, OsString) {
+    let directory = path.parent().map_or_else(|| "/".into(), Path::to_owned);
+    (directory, path.file_name().unwrap_or_default().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    /// A directory with a file in it, and a watch on that name.
+    fn watched() -> (PathBuf, PathBuf, Watch) {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("passt-watch-{}-{number}", std::process::id());
+        let directory = std::env::temp_dir().join(name);
+        fs::create_dir(&directory).expect("is ours");
+        let file = directory.join("name");
+        fs::write(&file, "").expect("is ours");
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK).expect("is there");
+        let (place, name) = place(&file);
+        let events = AddWatchFlags::IN_DELETE | AddWatchFlags::IN_DELETE_SELF;
+        inotify.add_watch(&place, events).expect("is there");
+        (directory, file, Watch::Name(inotify, name))
+    }
+
+    #[test]
+    fn a_name_that_goes_is_seen_and_others_are_not() {
+        let (directory, file, watch) = watched();
+        assert_eq!(watch.look().expect("looks"), None);
+        fs::write(directory.join("other"), "").expect("is ours");
+        fs::remove_file(directory.join("other")).expect("is ours");
+        assert_eq!(watch.look().expect("looks"), None);
+        fs::remove_file(file).expect("is ours");
+        assert_eq!(watch.look().expect("looks"), Some(End::NamespaceGone));
+        fs::remove_dir(directory).expect("is ours");
+    }
+
+    #[test]
+    fn the_end_of_the_directory_counts_as_gone_and_lost_events_do_not() {
+        let (directory, file, watch) = watched();
+        fs::rename(&file, directory.with_extension("elsewhere")).expect("is ours");
+        fs::remove_file(directory.with_extension("elsewhere")).expect("is ours");
+        fs::remove_dir(directory).expect("is ours");
+        assert_eq!(watch.look().expect("looks"), Some(End::NamespaceGone));
+        let event = |mask| InotifyEvent {
+            wd: Inotify::init(InitFlags::empty())
+                .and_then(|i| i.add_watch("/", AddWatchFlags::IN_DELETE_SELF))
+                .expect("is there"),
+            mask,
+            cookie: 0,
+            name: None,
+        };
+        assert!(means_gone(&event(AddWatchFlags::IN_IGNORED), &"name".into()));
+        assert!(!means_gone(&event(AddWatchFlags::IN_Q_OVERFLOW), &"name".into()));
+    }
+}
