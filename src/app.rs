@@ -14,6 +14,7 @@ use crate::config::resolv::Resolv;
 use crate::config::{self, Config, Machine, Network, Process, Socket, ports};
 use crate::daemon::{self, Launch, PidFile, Signals};
 use crate::engine::{self, Engine};
+use crate::flow::forward::Splicing;
 use crate::flow::rules::Rules;
 use crate::host::netlink;
 use crate::host::sockets::{Setup, Sockets};
@@ -417,6 +418,7 @@ fn engine_settings(network: &Network, rules: Rules, hash_key: [u8; 16]) -> engin
         guest_mac: None,
         max_flows: MAX_FLOWS,
         timeouts: timeouts(),
+        splicing: Splicing::default(),
         hash_key,
     }
 }

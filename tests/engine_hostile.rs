@@ -156,7 +156,13 @@ impl Host for ChaosHost {
     type Datagram = Handle;
     type Pipe = ();
 
-    fn connect(&mut self, _: Side, _to: Endpoint, token: Token) -> io::Result<(Handle, Connect)> {
+    fn connect(
+        &mut self,
+        _: Side,
+        _to: Endpoint,
+        token: Token,
+        _: Interest,
+    ) -> io::Result<(Handle, Connect)> {
         self.0.borrow_mut().trouble()?;
         let done = self.0.borrow_mut().chance.percent(50);
         let how = if done { Connect::Done } else { Connect::InProgress };

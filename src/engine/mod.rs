@@ -18,6 +18,7 @@ pub mod headers;
 mod ingress;
 mod line;
 pub mod packet;
+mod splice;
 pub mod staging;
 mod surroundings;
 mod tcp;
@@ -25,7 +26,7 @@ mod tcp;
 pub use crate::config::Protocols;
 use crate::config::guest::{GuestView, Translation};
 use crate::flow::deadline::{Booking, Deadlines};
-use crate::flow::forward::Observed;
+use crate::flow::forward::{Arrival, Destination, Observed, Refusal, Splicing};
 use crate::flow::rules::{Rules, Tables};
 use crate::flow::table::FlowHasher;
 use crate::flow::{FlowId, FlowKey, Protocol};
@@ -61,6 +62,8 @@ pub struct Settings {
     pub guest_mac: Option<MacAddr>,
     /// Which protocols are carried.
     pub protocols: Protocols,
+    /// What goes from socket to socket, without the link.
+    pub splicing: Splicing,
     /// Flows of each protocol that are kept at most.
     pub max_flows: usize,
     /// When flows of datagrams end.
@@ -76,6 +79,10 @@ pub(crate) enum Owner {
     Tcp(FlowId),
     /// A UDP flow or a ping.
     Datagram(FlowId),
+    /// A spliced TCP connection.
+    Splice(FlowId),
+    /// A UDP exchange between both sides.
+    Relay(FlowId),
     /// A UDP listener that has more, or found no room.
     UdpListener(u32),
     /// The oldest datagram that is not complete.
@@ -117,6 +124,12 @@ impl Shared {
     pub(crate) fn to_guest(&self, key: &FlowKey) -> Addresses {
         let label = if key.guest.is_ipv4() { 0 } else { self.hasher.flow_label(key) };
         Addresses::to_guest(key, self.neighbours.mac(key.remote.addr), self.guest_mac, label)
+    }
+
+    /// Where something goes that a listener has taken.
+    pub(crate) fn destination(&self, arrival: &Arrival<'_>) -> Result<Destination, Refusal> {
+        let Settings { view, translation, splicing, .. } = &self.settings;
+        arrival.destination(view, translation, &self.observed, *splicing)
     }
 
     pub(crate) fn drop(&mut self, reason: DropReason) {
@@ -177,6 +190,8 @@ impl<H, K: Sink> Ctx<'_, H, K> {
 pub(crate) struct Flows<H: Host> {
     pub(crate) tcp: tcp::Tcp<H::Stream>,
     pub(crate) datagrams: datagram::Datagrams<H::Datagram>,
+    pub(crate) splices: splice::Splices<H::Stream, H::Pipe>,
+    pub(crate) relays: splice::relay::Relays<H::Datagram>,
     pub(crate) fragments: ingress::Reassembly,
 }
 
@@ -199,6 +214,8 @@ impl<H: Host> Engine<H> {
         let flows = Flows {
             tcp: tcp::Tcp::new(settings.max_flows, hasher),
             datagrams: datagram::Datagrams::new(settings.max_flows, hasher),
+            splices: splice::Splices::new(settings.max_flows),
+            relays: splice::relay::Relays::new(settings.max_flows, hasher),
             fragments: ingress::Reassembly::default(),
         };
         let fragment_id = hasher.counter_seed();
@@ -267,6 +284,16 @@ impl<H: Host> Engine<H> {
         self.flows.datagrams.len()
     }
 
+    /// How many TCP connections are spliced.
+    pub const fn spliced_connections(&self) -> usize {
+        self.flows.splices.len()
+    }
+
+    /// How many UDP exchanges there are between both sides.
+    pub const fn spliced_exchanges(&self) -> usize {
+        self.flows.relays.len()
+    }
+
     /// How many wait for room towards the guest, or for another turn.
     pub fn waiting(&self) -> usize {
         self.shared.waiting.len() + self.shared.ready.len()
@@ -329,12 +356,15 @@ impl<H: Host> Engine<H> {
         now: Instant,
     ) {
         let mut ctx = Self::ctx(&mut self.host, &mut self.shared, sink, now);
+        let Flows { tcp, datagrams, splices, relays, .. } = &mut self.flows;
         match token {
-            Token::Tcp(id) => self.flows.tcp.on_socket(&mut ctx, id, ready),
-            Token::Datagram(id) => self.flows.datagrams.on_socket(&mut ctx, id, ready),
+            Token::Tcp(id) => tcp.on_socket(&mut ctx, id, ready),
+            Token::Datagram(id) => datagrams.on_socket(&mut ctx, id, ready),
+            Token::Splice(id, side) => splices.on_socket(&mut ctx, id, side, ready),
+            Token::Relay(id, side) => relays.on_socket(&mut ctx, id, side, ready),
             Token::Listener(listener) => match ctx.host.listener_protocol(listener) {
-                Some(Protocol::Tcp) => self.flows.tcp.on_listener(&mut ctx, listener),
-                Some(_) => self.flows.datagrams.on_listener(&mut ctx, listener),
+                Some(Protocol::Tcp) => tcp.on_listener(&mut ctx, splices, listener),
+                Some(_) => datagrams.on_listener(&mut ctx, relays, listener),
                 None => {}
             },
             _ => {}
@@ -385,7 +415,12 @@ impl<H: Host> Engine<H> {
         match owner {
             Owner::Tcp(id) => self.flows.tcp.resume(&mut ctx, id),
             Owner::Datagram(id) => self.flows.datagrams.resume(&mut ctx, id),
-            Owner::UdpListener(n) => self.flows.datagrams.resume_listener(&mut ctx, n),
+            Owner::Splice(id) => self.flows.splices.resume(&mut ctx, id),
+            Owner::Relay(id) => self.flows.relays.resume(&mut ctx, id),
+            Owner::UdpListener(n) => {
+                let Flows { datagrams, relays, .. } = &mut self.flows;
+                datagrams.resume_listener(&mut ctx, relays, n);
+            }
             Owner::Greeting => ingress::greet(&mut ctx),
             Owner::Fragments
             | Owner::Starved
@@ -403,13 +438,14 @@ impl<H: Host> Engine<H> {
             match owner {
                 Owner::Tcp(id) => self.flows.tcp.on_deadline(&mut ctx, id),
                 Owner::Datagram(id) => self.flows.datagrams.on_deadline(&mut ctx, id),
+                Owner::Relay(id) => self.flows.relays.on_deadline(&mut ctx, id),
                 Owner::Fragments => self.flows.fragments.on_deadline(&mut ctx),
                 Owner::Starved => {
                     self.starved.clear();
                     ctx.host.feed();
                     self.book_starved(now);
                 }
-                Owner::UdpListener(_) | Owner::Greeting => {}
+                Owner::Splice(_) | Owner::UdpListener(_) | Owner::Greeting => {}
                 Owner::RouterAdvertisement => self.ra_timer.on_deadline(&mut ctx),
                 Owner::Announcements => self.announcer.on_deadline(&mut ctx),
             }

@@ -4,8 +4,11 @@
 //! Most addresses are the same on both sides. The exceptions are those that cannot be: the host's
 //! loopback addresses, the guest's own address (which the host has as well), and resolvers.
 
+mod splice;
 #[cfg(test)]
 mod tests;
+
+pub use splice::{Arrival, Destination, Splicing};
 
 use super::{Endpoint, FlowKey, Protocol};
 use crate::config::guest::{GuestV4, GuestV6, GuestView, Nat, Translation};
@@ -32,6 +35,8 @@ pub enum Refusal {
     NoTarget,
     /// No address of the guest is known to which this could go.
     GuestUnknown,
+    /// What is not between loopback addresses goes through the link only, if there is one.
+    NotLocal,
     /// The guest would see one of its own addresses as the remote one.
     NoSource,
 }
@@ -45,6 +50,7 @@ impl fmt::Display for Refusal {
             Self::NoResolver => "no resolver for the query",
             Self::NoTarget => "no target for the port or address",
             Self::GuestUnknown => "no guest address known",
+            Self::NotLocal => "not between loopback addresses",
             Self::NoSource => "no source address that the guest could answer",
         })
     }

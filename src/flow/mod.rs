@@ -6,6 +6,7 @@
 pub mod deadline;
 pub mod forward;
 pub mod rules;
+pub mod slots;
 pub mod table;
 
 use std::fmt;

@@ -1,8 +1,9 @@
-//! The flow table: slots with generations, and an index by keyed hash.
+//! The flow table: slots, and an index by keyed hash.
 //!
 //! The hash is SipHash-2-4 under a key drawn at start, for guests and peers choose addresses and
 //! ports; the same hash makes initial sequence numbers (RFC 6528) and IPv6 flow labels.
 
+use super::slots::Slots;
 use super::{Endpoint, FlowId, FlowKey};
 use crate::time::Instant;
 use crate::wire::seq::SeqNum;
@@ -70,121 +71,99 @@ fn put(bytes: &mut [u8; 37], at: usize, endpoint: Endpoint) {
     bytes[at + 16..at + 18].copy_from_slice(&endpoint.port.to_be_bytes());
 }
 
+/// What flows are found by.
+pub trait Key: Copy + Eq {
+    /// Its hash.
+    fn hash(&self, hasher: &FlowHasher) -> u64;
+}
+
+impl Key for FlowKey {
+    fn hash(&self, hasher: &FlowHasher) -> u64 {
+        hasher.hash(self)
+    }
+}
+
 /// Flows of one protocol, found by name or by key.
 #[derive(Debug)]
-pub struct Table<V> {
-    slots: Vec<Slot<V>>,
-    free: Vec<u32>,
+pub struct Table<V, K = FlowKey> {
+    slots: Slots<(K, V)>,
     index: HashTable<u32>,
     hasher: FlowHasher,
-    capacity: usize,
 }
 
-#[derive(Debug)]
-struct Slot<V> {
-    generation: u32,
-    tenant: Option<(FlowKey, V)>,
-}
-
-impl<V> Table<V> {
+impl<V, K: Key> Table<V, K> {
     /// An empty table for at most `capacity` flows.
     pub const fn new(capacity: usize, hasher: FlowHasher) -> Self {
-        Self { slots: Vec::new(), free: Vec::new(), index: HashTable::new(), hasher, capacity }
+        Self { slots: Slots::new(capacity), index: HashTable::new(), hasher }
     }
 
     /// How many flows there are.
-    pub fn len(&self) -> usize {
-        self.index.len()
+    pub const fn len(&self) -> usize {
+        self.slots.len()
     }
 
     /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.index.is_empty()
+    pub const fn is_empty(&self) -> bool {
+        self.slots.len() == 0
     }
 
     /// Whether [`Table::insert`] would refuse.
-    pub fn is_full(&self) -> bool {
-        self.len() >= self.capacity
+    pub const fn is_full(&self) -> bool {
+        self.slots.is_full()
     }
 
     /// The flow with this key.
-    pub fn find(&self, key: &FlowKey) -> Option<FlowId> {
+    pub fn find(&self, key: &K) -> Option<FlowId> {
         let slots = &self.slots;
-        let &index = self.index.find(self.hasher.hash(key), |&i| key_of(slots, i) == Some(key))?;
-        Some(FlowId::new(index, slots.get(index as usize)?.generation))
+        let hash = key.hash(&self.hasher);
+        let &index = self.index.find(hash, |&i| key_of(slots, i) == Some(key))?;
+        slots.id_at(index)
     }
 
     /// The name that the next [`Table::insert`] will give, for sockets that are made before.
     pub fn next_id(&self) -> Option<FlowId> {
-        if self.is_full() {
-            return None;
-        }
-        let index = match self.free.last() {
-            Some(&index) => index,
-            None => u32::try_from(self.slots.len()).ok()?,
-        };
-        let generation = self.slots.get(index as usize).map_or(0, |slot| slot.generation);
-        Some(FlowId::new(index, generation))
+        self.slots.next_id()
     }
 
     /// Adds a flow. `None`, and `value` dropped, when the table is full or has this key.
-    pub fn insert(&mut self, key: FlowKey, value: V) -> Option<FlowId> {
-        let id = self.next_id()?;
-        if self.find(&key).is_some() {
+    pub fn insert(&mut self, key: K, value: V) -> Option<FlowId> {
+        if self.is_full() || self.find(&key).is_some() {
             return None;
         }
-        if self.free.pop().is_none() {
-            self.slots.push(Slot { generation: 0, tenant: None });
-        }
-        let (slots, hasher) = (&mut self.slots, &self.hasher);
-        slots.get_mut(id.index() as usize)?.tenant = Some((key, value));
-        let rehash = |&i: &u32| key_of(slots, i).map_or(0, |k| hasher.hash(k));
-        self.index.insert_unique(hasher.hash(&key), id.index(), rehash);
+        let id = self.slots.insert((key, value))?;
+        let (slots, hasher) = (&self.slots, &self.hasher);
+        let rehash = |&i: &u32| key_of(slots, i).map_or(0, |k| k.hash(hasher));
+        self.index.insert_unique(key.hash(hasher), id.index(), rehash);
         Some(id)
     }
 
     /// The flow and its key.
-    pub fn get(&self, id: FlowId) -> Option<(&FlowKey, &V)> {
-        let slot = self.slots.get(id.index() as usize)?;
-        if slot.generation != id.generation() {
-            return None;
-        }
-        slot.tenant.as_ref().map(|(key, value)| (key, value))
+    pub fn get(&self, id: FlowId) -> Option<(&K, &V)> {
+        self.slots.get(id).map(|(key, value)| (key, value))
     }
 
     /// The flow, to be changed, and its key.
-    pub fn get_mut(&mut self, id: FlowId) -> Option<(&FlowKey, &mut V)> {
-        let slot = self.slots.get_mut(id.index() as usize)?;
-        if slot.generation != id.generation() {
-            return None;
-        }
-        slot.tenant.as_mut().map(|(key, value)| (&*key, value))
+    pub fn get_mut(&mut self, id: FlowId) -> Option<(&K, &mut V)> {
+        self.slots.get_mut(id).map(|(key, value)| (&*key, value))
     }
 
     /// Takes a flow out; its name is never good again (for 2^24 tenants).
-    pub fn remove(&mut self, id: FlowId) -> Option<(FlowKey, V)> {
-        self.get(id)?;
-        let slot = self.slots.get_mut(id.index() as usize)?;
-        let (key, value) = slot.tenant.take()?;
-        slot.generation = (slot.generation + 1) & FlowId::GENERATION_MASK;
-        if let Ok(entry) = self.index.find_entry(self.hasher.hash(&key), |&i| i == id.index()) {
+    pub fn remove(&mut self, id: FlowId) -> Option<(K, V)> {
+        let (key, value) = self.slots.remove(id)?;
+        if let Ok(entry) = self.index.find_entry(key.hash(&self.hasher), |&i| i == id.index()) {
             entry.remove();
         }
-        self.free.push(id.index());
         Some((key, value))
     }
 
     /// The names of all flows, in no particular order. O(flows): for rare occasions.
     pub fn ids(&self) -> impl Iterator<Item = FlowId> + '_ {
-        self.slots.iter().enumerate().filter_map(|(index, slot)| {
-            slot.tenant.as_ref()?;
-            Some(FlowId::new(u32::try_from(index).ok()?, slot.generation))
-        })
+        self.slots.ids()
     }
 }
 
-fn key_of<V>(slots: &[Slot<V>], index: u32) -> Option<&FlowKey> {
-    slots.get(index as usize)?.tenant.as_ref().map(|(key, _)| key)
+fn key_of<V, K>(slots: &Slots<(K, V)>, index: u32) -> Option<&K> {
+    slots.at(index).map(|(key, _)| key)
 }
 
 #[cfg(test)]

@@ -72,12 +72,13 @@ pub trait Host {
     type Pipe: std::fmt::Debug;
 
     /// Opens a TCP connection to `to`, from a socket of this side. It is watched in the name of
-    /// `token` for its end (writable edge).
+    /// `token` for `interest`, which is to have its end in it (writable).
     fn connect(
         &mut self,
         side: Side,
         to: Endpoint,
         token: Token,
+        interest: Interest,
     ) -> io::Result<(Self::Stream, Connect)>;
 
     /// How the connect ended (SO_ERROR).

@@ -214,7 +214,13 @@ impl Host for Sockets {
         Self::feed(self);
     }
 
-    fn connect(&mut self, side: Side, to: Endpoint, token: Token) -> io::Result<(Stream, Connect)> {
+    fn connect(
+        &mut self,
+        side: Side,
+        to: Endpoint,
+        token: Token,
+        interest: Interest,
+    ) -> io::Result<(Stream, Connect)> {
         let (fd, setup) = self.open(side, family(to), Kind::Stream)?;
         socket::set(fd.as_fd(), IntOption::NO_DELAY, 1)?;
         socket::set(fd.as_fd(), IntOption::URGENT_INLINE, 1)?;
@@ -225,8 +231,6 @@ impl Host for Sockets {
             Err(e) => return Err(e),
         };
         let mut stream = Stream::connected(fd, to.is_ipv4());
-        let interest =
-            Interest { writable: true, read_closed: true, edge: true, ..Interest::default() };
         stream.watch(&self.epoll, token, interest)?;
         Ok((stream, progress))
     }

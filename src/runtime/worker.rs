@@ -210,6 +210,8 @@ impl<L: Link, H: Host> Worker<L, H> {
 fn gather<L: Link, H: Host>(link: &L, engine: &Engine<H>, into: &mut Vec<Counter>) {
     into.push(("TCP flows", engine.tcp_flows() as u64));
     into.push(("UDP flows and pings", engine.datagram_flows() as u64));
+    into.push(("spliced TCP connections", engine.spliced_connections() as u64));
+    into.push(("spliced UDP exchanges", engine.spliced_exchanges() as u64));
     into.push(("bytes of TCP payload held", engine.staged() as u64));
     into.extend(engine.drops().iter().map(|(reason, count)| (reason.text(), count)));
     link.counters(&mut |name, value| into.push((name, value)));

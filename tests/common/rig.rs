@@ -6,6 +6,7 @@ use passt::config::guest::{Dns, GuestV4, GuestV6, GuestView, Nat, Services, Tran
 use passt::config::ports::Rule;
 use passt::engine::counters::DropReason;
 use passt::engine::{Engine, Protocols, Settings};
+use passt::flow::forward::Splicing;
 use passt::flow::{FlowId, Protocol};
 use passt::link::{Link, Offload, Sink};
 use passt::time::{Duration, Instant};
@@ -88,6 +89,7 @@ pub fn settings() -> Settings {
         max_flows: 1000,
         timeouts: Timeouts::default(),
         guest_mac: None,
+        splicing: Splicing::default(),
         hash_key: *b"sixteen bytes ok",
     }
 }

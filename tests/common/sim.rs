@@ -8,6 +8,7 @@ use super::smol::Guest;
 use passt::config::guest::{Dns, GuestV4, GuestV6, GuestView, Services, Translation};
 use passt::config::ports::Rule;
 use passt::engine::{Engine, Protocols, Settings};
+use passt::flow::forward::Splicing;
 use passt::flow::{Endpoint, Protocol};
 use passt::link::{Link, Sink};
 use passt::time::{Duration, Instant};
@@ -220,6 +221,7 @@ impl World {
             max_flows: 1000,
             timeouts: Timeouts::default(),
             guest_mac: None,
+            splicing: Splicing::default(),
             hash_key: seed.to_le_bytes().repeat(2).try_into().expect("16 bytes"),
         };
         let engine = Engine::new(host, settings, now);

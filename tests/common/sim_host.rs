@@ -268,6 +268,7 @@ impl Host for SimHost {
         _side: Side,
         to: Endpoint,
         token: Token,
+        interest: Interest,
     ) -> io::Result<(SimStream, Connect)> {
         let index = self.peers.borrow().iter().position(|peer| {
             peer.at == to && peer.load.opened_by == OpenedBy::Guest && peer.stage == Stage::Idle
@@ -277,7 +278,7 @@ impl Host for SimHost {
         stream.with(|peer| {
             peer.stage = Stage::Connecting;
             peer.socket.token = Some(token);
-            peer.socket.interest = Interest { writable: true, edge: true, ..Interest::default() };
+            peer.socket.interest = interest;
         });
         Ok((stream, Connect::InProgress))
     }

@@ -24,6 +24,7 @@ use crate::token::Token;
 use crate::translate::datagram::Lifetime;
 use crate::wire::{icmpv4, icmpv6, protocol, udp};
 use receive::Late;
+pub(super) use send::{MAX_ROUND, run_length};
 use std::net::IpAddr;
 
 /// Datagrams that one segmented frame stands for at most (`UDP_MAX_SEGMENTS` of Linux).
@@ -323,7 +324,7 @@ fn check_ends(key: &FlowKey) -> Result<(), DropReason> {
 }
 
 /// "Any address" of the family of `addr`.
-const fn unspecified(addr: IpAddr) -> IpAddr {
+pub(super) const fn unspecified(addr: IpAddr) -> IpAddr {
     match addr {
         IpAddr::V4(_) => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
         IpAddr::V6(_) => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),

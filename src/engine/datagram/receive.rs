@@ -6,8 +6,10 @@
 use super::frame::{Undelivered, deliver};
 use super::{Datagrams, Flow, check_ends};
 use crate::engine::counters::DropReason;
+use crate::engine::splice::relay::{Received, Relays};
 use crate::engine::{Ctx, Owner};
-use crate::flow::{Endpoint, FlowId, FlowKey, Protocol, Side, forward};
+use crate::flow::forward::{Arrival, Destination};
+use crate::flow::{Endpoint, FlowId, FlowKey, Protocol, Side};
 use crate::host::{Batch, Host};
 use crate::link::{ETHERNET_HEADER, Refused, Sink};
 use crate::token::{Readiness, Token};
@@ -118,10 +120,11 @@ impl<D: std::fmt::Debug> Datagrams<D> {
     pub(crate) fn on_listener<H: Host<Datagram = D>, K: Sink>(
         &mut self,
         ctx: &mut Ctx<'_, H, K>,
+        relays: &mut Relays<D>,
         listener: u32,
     ) {
         if !self.queued_listeners.contains(&listener) {
-            self.serve_listener(ctx, listener);
+            self.serve_listener(ctx, relays, listener);
         }
     }
 
@@ -129,19 +132,24 @@ impl<D: std::fmt::Debug> Datagrams<D> {
     pub(crate) fn resume_listener<H: Host<Datagram = D>, K: Sink>(
         &mut self,
         ctx: &mut Ctx<'_, H, K>,
+        relays: &mut Relays<D>,
         listener: u32,
     ) {
         self.queued_listeners.retain(|&queued| queued != listener);
-        self.serve_listener(ctx, listener);
+        self.serve_listener(ctx, relays, listener);
     }
 
     fn serve_listener<H: Host<Datagram = D>, K: Sink>(
         &mut self,
         ctx: &mut Ctx<'_, H, K>,
+        relays: &mut Relays<D>,
         listener: u32,
     ) {
+        let side = ctx.host.listener_side(listener);
+        // What cannot go to the guest does not wait for it.
+        let to_guest = side == Side::Outside && !ctx.shared.settings.splicing.only;
         for _ in 0..BATCHES {
-            let full = room(ctx.sink).is_err();
+            let full = to_guest && room(ctx.sink).is_err();
             ctx.host.pause_listener(listener, full);
             if full {
                 self.queued_listeners.push(listener);
@@ -151,7 +159,7 @@ impl<D: std::fmt::Debug> Datagrams<D> {
             let received = ctx.host.receive_listener(listener, &mut batch);
             if let Ok((rule, count)) = &received {
                 for index in 0..*count {
-                    if let Err(reason) = self.take_in(ctx, *rule, &batch, index) {
+                    if let Err(reason) = self.take_in(ctx, relays, side, *rule, &batch, index) {
                         ctx.shared.drop(reason);
                     }
                 }
@@ -172,6 +180,8 @@ impl<D: std::fmt::Debug> Datagrams<D> {
     fn take_in<H: Host<Datagram = D>, K: Sink>(
         &mut self,
         ctx: &mut Ctx<'_, H, K>,
+        relays: &mut Relays<D>,
+        side: Side,
         rule: usize,
         batch: &Batch,
         index: usize,
@@ -180,7 +190,16 @@ impl<D: std::fmt::Debug> Datagrams<D> {
         let (Some(from), Some(to)) = (message.from, message.to) else {
             return Err(DropReason::BadEndpoint);
         };
-        let key = inbound_key(ctx, rule, from, to)?;
+        let rule = ctx.shared.settings.rules.get(rule).ok_or(DropReason::Refused)?;
+        let arrival = Arrival { side, rule, peer: from, local: to };
+        let key = match ctx.shared.destination(&arrival).map_err(|_| DropReason::Refused)? {
+            Destination::Link(key) => key,
+            Destination::Splice(target) => {
+                let received = Received { side, peer: from, local: to, payload };
+                return relays.take_in(ctx, &received, target);
+            }
+        };
+        check_ends(&key)?;
         let id = match self.table.find(&key) {
             Some(id) => id,
             None => {
@@ -204,27 +223,6 @@ impl<D: std::fmt::Debug> Datagrams<D> {
         }
         Ok(())
     }
-}
-
-fn inbound_key<H, K>(
-    ctx: &Ctx<'_, H, K>,
-    rule: usize,
-    from: Endpoint,
-    to: Endpoint,
-) -> Result<FlowKey, DropReason> {
-    let settings = &ctx.shared.settings;
-    let rule = settings.rules.get(rule).ok_or(DropReason::Refused)?;
-    let key = forward::inbound(
-        &settings.view,
-        &settings.translation,
-        &ctx.shared.observed,
-        rule,
-        from,
-        to,
-    )
-    .map_err(|_| DropReason::Refused)?;
-    check_ends(&key)?;
-    Ok(key)
 }
 
 fn room<K: Sink>(sink: &mut K) -> Result<(), Refused> {

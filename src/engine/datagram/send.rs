@@ -17,7 +17,7 @@ const MAX_RUN_BYTES: usize = 65_000;
 
 /// Datagrams that are handed to the socket at once: where each is refused for itself, they are
 /// handed over again and again.
-const MAX_ROUND: usize = 256;
+pub(in crate::engine) const MAX_ROUND: usize = 256;
 
 /// Bytes of a refused datagram that the guest is told: what an ICMP error may quote (RFC 1812
 /// 4.3.2.3).
@@ -80,7 +80,11 @@ impl<D: std::fmt::Debug> Flow<D> {
         let mut runs = Vec::new();
         let mut at = 0;
         while let Some(cut) = cuts.get(at) {
-            let run = if self.no_segmentation { 1 } else { run_length(&cuts[at..]) };
+            let run = if self.no_segmentation {
+                1
+            } else {
+                run_length(cuts.iter().skip(at).map(|cut| cut.len))
+            };
             let before = spans.len();
             for cut in cuts.iter().skip(at).take(run) {
                 let frame = source.frame(cut.frame);
@@ -144,17 +148,18 @@ fn cuts(piece: &Piece) -> impl Iterator<Item = Cut> + use<> {
     })
 }
 
-/// How many of the first datagrams can go as one run: all of one size, but for a shorter last one.
-fn run_length(cuts: &[Cut]) -> usize {
-    let Some(first) = cuts.first().filter(|cut| cut.len > 0) else { return 1 };
-    let most = (MAX_RUN_BYTES / first.len).clamp(1, MAX_RUN);
+/// How many of the first datagrams, of these lengths, can go as one run: all of one size, but for a
+/// shorter last one.
+pub(in crate::engine) fn run_length(mut lens: impl Iterator<Item = usize>) -> usize {
+    let Some(first) = lens.next().filter(|&len| len > 0) else { return 1 };
+    let most = (MAX_RUN_BYTES / first).clamp(1, MAX_RUN);
     let mut run = 1;
-    for cut in cuts.iter().take(most).skip(1) {
-        if cut.len == 0 || cut.len > first.len {
+    for len in lens.take(most - 1) {
+        if len == 0 || len > first {
             break;
         }
         run += 1;
-        if cut.len < first.len {
+        if len < first {
             break;
         }
     }
@@ -182,11 +187,7 @@ mod tests {
 
     #[test]
     fn a_run_has_one_size_and_a_shorter_end() {
-        let run = |lens: &[usize]| {
-            let cuts: Vec<_> =
-                lens.iter().map(|&len| Cut { frame: 0, offset: 0, len, ttl: 64 }).collect();
-            run_length(&cuts)
-        };
+        let run = |lens: &[usize]| run_length(lens.iter().copied());
         assert_eq!(run(&[100, 100, 100]), 3);
         assert_eq!(run(&[100, 100, 40, 100]), 3);
         assert_eq!(run(&[100, 101]), 1);

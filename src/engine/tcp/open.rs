@@ -4,17 +4,23 @@ use super::Tcp;
 use super::flow::{Share, TcpFlow};
 use crate::engine::Ctx;
 use crate::engine::counters::DropReason;
-use crate::flow::{Endpoint, FlowKey, Protocol, Side, forward};
+use crate::engine::splice::Splices;
+use crate::flow::forward::{self, Arrival, Destination};
+use crate::flow::{Endpoint, FlowKey, Protocol, Side};
 use crate::host::{Accepted, Connect, Host};
 use crate::link::Sink;
 use crate::time::Duration;
-use crate::token::Token;
+use crate::token::{Interest, Token};
 use crate::translate::tcp::{Conn, Limits, Segment};
 use crate::wire::seq::Mss;
 use std::io::ErrorKind;
 
 /// Connections taken from a listener per event, so that one cannot starve the rest.
 const ACCEPTS: usize = 64;
+
+/// What a socket that is connecting is watched for.
+const CONNECTING: Interest =
+    Interest { readable: false, writable: true, read_closed: true, edge: true };
 
 /// How long the kernel repeats SYNs towards peers, and so we towards the guest, at most
 /// (`net.ipv4.tcp_rto_max_ms`).
@@ -36,17 +42,19 @@ impl<S: std::fmt::Debug> Tcp<S> {
             forward::outbound(&settings.view, &settings.translation, Protocol::Tcp, key.remote)
                 .map_err(|_| DropReason::NoTarget)?;
         let id = self.table.next_id().ok_or(DropReason::TableFull)?;
-        let (stream, connect) = match ctx.host.connect(Side::Outside, target, Token::Tcp(id)) {
-            Ok(connected) => connected,
-            Err(e) => {
-                // Out of descriptors or memory: the guest repeats its SYN, and better times come.
-                // Anything else says that there is no way: let the guest know.
-                if !matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)) {
-                    super::refuse::answer(ctx, &key, syn);
+        let (stream, connect) =
+            match ctx.host.connect(Side::Outside, target, Token::Tcp(id), CONNECTING) {
+                Ok(connected) => connected,
+                Err(e) => {
+                    // Out of descriptors or memory: the guest repeats its SYN, and better times come.
+                    // Anything else says that there is no way: let the guest know.
+                    if !matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
+                    {
+                        super::refuse::answer(ctx, &key, syn);
+                    }
+                    return Err(DropReason::NoSocket);
                 }
-                return Err(DropReason::NoSocket);
-            }
-        };
+            };
         let isn = ctx.shared.hasher.isn(&key, ctx.now);
         let conn = Conn::guest_opens(syn, isn, &self.limits(ctx, &key), ctx.now);
         let flow = TcpFlow::new(conn, stream, connect);
@@ -64,11 +72,20 @@ impl<S: std::fmt::Debug> Tcp<S> {
     pub(crate) fn on_listener<H: Host<Stream = S>, K: Sink>(
         &mut self,
         ctx: &mut Ctx<'_, H, K>,
+        splices: &mut Splices<S, H::Pipe>,
         listener: u32,
     ) {
+        let side = ctx.host.listener_side(listener);
         for _ in 0..ACCEPTS {
             match ctx.host.accept(listener) {
-                Ok(accepted) => self.open_from_peer(ctx, accepted),
+                Ok(accepted) => match destination_of(ctx, side, &accepted) {
+                    Some(Destination::Link(key)) => self.open_from_peer(ctx, accepted.stream, key),
+                    Some(Destination::Splice(to)) => splices.open(ctx, accepted.stream, side, to),
+                    None => {
+                        ctx.host.reset(accepted.stream);
+                        ctx.shared.drop(DropReason::Refused);
+                    }
+                },
                 Err(e) if e.kind() == ErrorKind::WouldBlock => break,
                 // One connection has failed, not the listener: the next may do.
                 Err(_) => ctx.shared.drop(DropReason::Refused),
@@ -82,19 +99,16 @@ impl<S: std::fmt::Debug> Tcp<S> {
     fn open_from_peer<H: Host<Stream = S>, K: Sink>(
         &mut self,
         ctx: &mut Ctx<'_, H, K>,
-        accepted: Accepted<S>,
+        stream: S,
+        key: FlowKey,
     ) {
-        let Some(key) = key_of(ctx, &accepted) else {
-            ctx.host.reset(accepted.stream);
-            return ctx.shared.drop(DropReason::Refused);
-        };
         if self.table.is_full() || self.table.find(&key).is_some() {
-            ctx.host.reset(accepted.stream);
+            ctx.host.reset(stream);
             return ctx.shared.drop(DropReason::TableFull);
         }
         let isn = ctx.shared.hasher.isn(&key, ctx.now);
         let conn = Conn::peer_opens(isn, &self.limits(ctx, &key), ctx.now);
-        let flow = TcpFlow::new(conn, accepted.stream, Connect::Done);
+        let flow = TcpFlow::new(conn, stream, Connect::Done);
         if let Some(id) = self.table.insert(key, flow) {
             self.advance(ctx, id);
         }
@@ -117,22 +131,18 @@ impl<S: std::fmt::Debug> Tcp<S> {
     }
 }
 
-/// Where an accepted connection goes, as the guest will see it.
-fn key_of<H, K, S>(ctx: &Ctx<'_, H, K>, accepted: &Accepted<S>) -> Option<FlowKey> {
+/// Where a connection goes that a listener on `side` has accepted.
+fn destination_of<H, K, S>(
+    ctx: &Ctx<'_, H, K>,
+    side: Side,
+    accepted: &Accepted<S>,
+) -> Option<Destination> {
     if !may_connect(&accepted.peer) {
         return None;
     }
-    let settings = &ctx.shared.settings;
-    let rule = settings.rules.get(accepted.rule)?;
-    forward::inbound(
-        &settings.view,
-        &settings.translation,
-        &ctx.shared.observed,
-        rule,
-        accepted.peer,
-        accepted.local,
-    )
-    .ok()
+    let rule = ctx.shared.settings.rules.get(accepted.rule)?;
+    let arrival = Arrival { side, rule, peer: accepted.peer, local: accepted.local };
+    ctx.shared.destination(&arrival).ok()
 }
 
 /// Whether a TCP connection may have this end (`data-plane` 3.3).

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::config::guest::{DEFAULT_MAC, Dns, Services};
+use crate::flow::Side::{self, Inside, Outside};
 
 fn view() -> GuestView {
     GuestView {
@@ -341,4 +342,135 @@ fn in_local_mode_the_guest_is_reached_by_its_link_local_address() {
     let flow = come(&observed).unwrap();
     assert_eq!(flow.guest.addr, "fe80::77".parse::<IpAddr>().unwrap());
     assert_eq!(flow.remote.addr, "fe80::1".parse::<IpAddr>().unwrap());
+}
+
+/// Settings, and with them: the listener's side, peer, local address, and the address that a socket
+/// of the other side connects to.
+type RowAcross<'a> = (Side, &'a str, &'a str, Result<&'a str, Refusal>);
+
+const SPLICE: Splicing = Splicing { inwards: true, lo_to_lo: false, only: false };
+const LO_TO_LO: Splicing = Splicing { lo_to_lo: true, ..SPLICE };
+const ONLY: Splicing = Splicing { only: true, ..LO_TO_LO };
+
+fn destination(
+    splicing: Splicing,
+    rule: &Rule,
+    side: Side,
+    peer: &str,
+    local: &str,
+) -> Result<Destination, Refusal> {
+    let arrival = Arrival { side, rule, peer: end(peer, 4000), local: end(local, 8003) };
+    arrival.destination(&view(), &gateway(), &observed(), splicing)
+}
+
+#[track_caller]
+fn check_across(splicing: Splicing, rows: &[RowAcross<'_>]) {
+    for &(side, peer, local, expected) in rows {
+        let expected = expected.map(|addr| Destination::Splice(end(addr, 83)));
+        for protocol in [Tcp, Udp] {
+            let rule = Rule { protocol, ..rule() };
+            let got = destination(splicing, &rule, side, peer, local);
+            assert_eq!(got, expected, "{splicing:?} {side:?} {peer} to {local}");
+        }
+    }
+}
+
+#[test]
+fn from_the_hosts_loopback_to_the_guests_own_address() {
+    check_across(
+        SPLICE,
+        &[
+            (Outside, "127.0.0.1", "127.0.0.1", Ok("192.0.2.77")),
+            (Outside, "127.0.0.9", "127.0.0.2", Ok("192.0.2.77")),
+            (Outside, "127.0.0.1", "192.0.2.10", Ok("192.0.2.77")),
+            (Outside, "127.0.0.1", "224.0.0.251", Ok("224.0.0.251")),
+            (Outside, "::1", "::1", Ok("2001:db8::77")),
+        ],
+    );
+}
+
+#[test]
+fn from_the_hosts_loopback_to_that_of_the_namespace() {
+    check_across(
+        LO_TO_LO,
+        &[
+            (Outside, "127.0.0.1", "127.0.0.1", Ok("127.0.0.1")),
+            (Outside, "127.0.0.1", "127.0.0.2", Ok("127.0.0.2")),
+            (Outside, "127.0.0.1", "192.0.2.10", Ok("192.0.2.77")),
+            (Outside, "::1", "::1", Ok("::1")),
+        ],
+    );
+}
+
+#[test]
+fn from_the_namespace_only_loopback_to_loopback() {
+    for splicing in [Splicing::default(), SPLICE, LO_TO_LO, ONLY] {
+        check_across(
+            splicing,
+            &[
+                (Inside, "127.0.0.1", "127.0.0.1", Ok("127.0.0.1")),
+                (Inside, "127.0.0.1", "127.0.0.3", Ok("127.0.0.3")),
+                (Inside, "::1", "::1", Ok("::1")),
+                (Inside, "192.0.2.77", "127.0.0.1", Err(Refusal::NotLocal)),
+                (Inside, "127.0.0.1", "192.0.2.77", Err(Refusal::NotLocal)),
+                (Inside, "192.0.2.77", "192.0.2.77", Err(Refusal::NotLocal)),
+                (Inside, "2001:db8::77", "2001:db8::77", Err(Refusal::NotLocal)),
+            ],
+        );
+    }
+}
+
+#[test]
+fn everything_else_takes_the_link_or_is_refused_without_one() {
+    let rows = [
+        (Splicing::default(), "127.0.0.1", "127.0.0.1"),
+        (Splicing::default(), "::1", "::1"),
+        (SPLICE, "198.51.100.7", "192.0.2.10"),
+        (SPLICE, "192.0.2.10", "127.0.0.1"),
+        (LO_TO_LO, "192.0.2.10", "192.0.2.10"),
+        (LO_TO_LO, "2001:db8::10", "::1"),
+    ];
+    for (splicing, peer, local) in rows {
+        let as_ever =
+            inbound(&view(), &gateway(), &observed(), &rule(), end(peer, 4000), end(local, 8003));
+        let got = destination(splicing, &rule(), Outside, peer, local);
+        assert_eq!(got, as_ever.map(Destination::Link), "{peer} to {local}");
+        assert!(got.is_ok());
+    }
+    for (peer, local) in [("192.0.2.10", "192.0.2.10"), ("198.51.100.7", "192.0.2.10")] {
+        let got = destination(ONLY, &rule(), Outside, peer, local);
+        assert_eq!(got, Err(Refusal::NotLocal), "{peer} to {local}");
+    }
+}
+
+#[test]
+fn a_target_that_no_frame_could_carry_is_spliced() {
+    let to = |target: &str, side, peer| {
+        let rule = Rule { target: Some(target.parse().unwrap()), ..rule() };
+        destination(SPLICE, &rule, side, peer, "127.0.0.1")
+    };
+    let splice = |addr| Ok(Destination::Splice(end(addr, 83)));
+    assert_eq!(to("127.0.0.9", Outside, "127.0.0.1"), splice("127.0.0.9"));
+    assert_eq!(to("::1", Outside, "127.0.0.1"), splice("::1"));
+    assert!(matches!(to("192.0.2.200", Outside, "127.0.0.1"), Ok(Destination::Link(_))));
+    assert_eq!(to("192.0.2.200", Inside, "127.0.0.1"), splice("192.0.2.200"));
+}
+
+#[test]
+fn what_no_rule_covers_or_nobody_is_there_for_is_not_spliced() {
+    let arrival = Arrival {
+        side: Inside,
+        rule: &rule(),
+        peer: end("127.0.0.1", 1),
+        local: end("127.0.0.1", 8010),
+    };
+    let got = arrival.destination(&view(), &gateway(), &observed(), SPLICE);
+    assert_eq!(got, Err(Refusal::NoTarget));
+    let nobody = Observed { v4: None, v6: None, ..observed() };
+    for lo in ["127.0.0.1", "::1"] {
+        let arrival =
+            Arrival { side: Outside, rule: &rule(), peer: end(lo, 1), local: end(lo, 8000) };
+        let got = arrival.destination(&view(), &gateway(), &nobody, SPLICE);
+        assert_eq!(got, Err(Refusal::GuestUnknown));
+    }
 }

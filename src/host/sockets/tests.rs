@@ -11,6 +11,8 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
 
 const FLOW: FlowId = FlowId::new(7, 3);
+const CONNECTING: Interest =
+    Interest { readable: false, writable: true, read_closed: true, edge: true };
 const WITHOUT: Features = Features { peek_offset_v4: false, peek_offset_v6: false };
 
 fn sockets(features: Features) -> Sockets {
@@ -30,7 +32,7 @@ fn event(host: &Sockets) -> (Token, Readiness) {
 fn pair(host: &mut Sockets, at: &str) -> (Stream, TcpStream) {
     let listener = TcpListener::bind(at).unwrap();
     let to = endpoint(listener.local_addr().unwrap());
-    let (stream, progress) = host.connect(Side::Outside, to, Token::Tcp(FLOW)).unwrap();
+    let (stream, progress) = host.connect(Side::Outside, to, Token::Tcp(FLOW), CONNECTING).unwrap();
     if progress == Connect::InProgress {
         let (token, ready) = event(host);
         assert_eq!(token, Token::Tcp(FLOW));
@@ -225,7 +227,7 @@ fn a_refused_connect_says_so() {
     let to = endpoint(unused.local_addr().unwrap());
     // As a close, but for copies of the descriptor in processes that are just being started, too.
     nix::sys::socket::shutdown(unused.as_raw_fd(), nix::sys::socket::Shutdown::Both).unwrap();
-    let error = match host.connect(Side::Outside, to, Token::Tcp(FLOW)) {
+    let error = match host.connect(Side::Outside, to, Token::Tcp(FLOW), CONNECTING) {
         Ok((stream, _)) => {
             assert!(event(&host).1.writable);
             host.connect_result(&stream).unwrap_err()
@@ -488,7 +490,7 @@ fn the_outbound_address_is_not_used_towards_loopback() {
     host.setup.device_v4 = Some(CString::new("no-such-device").unwrap());
     drop(pair(&mut host, "127.0.0.1:0"));
     let elsewhere = Endpoint::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 9);
-    host.connect(Side::Outside, elsewhere, Token::Tcp(FLOW)).unwrap_err();
+    host.connect(Side::Outside, elsewhere, Token::Tcp(FLOW), CONNECTING).unwrap_err();
 }
 
 /// A UDP flow of ours towards a socket of the standard library.

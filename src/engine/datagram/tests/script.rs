@@ -3,6 +3,7 @@
 use crate::config::guest::{DEFAULT_MAC, Dns, GuestV4, GuestV6, GuestView, Services, Translation};
 use crate::config::ports::Rule;
 use crate::engine::{Engine, Protocols, Settings};
+use crate::flow::forward::Splicing;
 use crate::flow::{Endpoint, FlowId, Protocol, Side};
 use crate::host::{Accepted, Batch, Connect, Host, Message, Outbound, SocketError, StreamInfo};
 use crate::link::{Frame, LinkCaps, Offload, Refused, Sink, Slot, Source};
@@ -282,7 +283,13 @@ impl Host for Native {
         self.sockets[*socket].errors.pop_front()
     }
 
-    fn connect(&mut self, _: Side, _: Endpoint, _: Token) -> io::Result<((), Connect)> {
+    fn connect(
+        &mut self,
+        _: Side,
+        _: Endpoint,
+        _: Token,
+        _: Interest,
+    ) -> io::Result<((), Connect)> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
@@ -412,6 +419,7 @@ impl Net {
             max_flows: 4,
             timeouts: Timeouts::default(),
             guest_mac: None,
+            splicing: Splicing::default(),
             hash_key: [7; 16],
         };
         change(&mut settings);
