@@ -1,14 +1,14 @@
 //! Manual page and shell completions are what the table of options gives, and complete.
 //!
 //! `PASST_WRITE_MANUAL=1 cargo test --test manual` writes them; the rest of the manual page is
-//! `docs/man/passt.in`.
+//! `docs/man/passt.in` and `pasta.in`.
 
 use clap::{Arg, Command};
 use clap_complete::Shell;
 use clap_mangen::Man;
 use passt::config::options::{Program, documented};
 use std::path::{Path, PathBuf};
-use std::process::Command as Passt;
+use std::process::Command as Started;
 use std::{env, fs};
 
 const WRITE: &str = "PASST_WRITE_MANUAL";
@@ -102,45 +102,64 @@ fn names_all(what: &str, command: &Command, text: &str) {
     }
 }
 
-#[test]
-fn the_manual_page_is_what_the_options_give() {
-    let by_hand = fs::read_to_string(docs("man/passt.in")).expect("is there");
-    let text = page(Program::Passt, &by_hand);
-    names_all("the manual page", &documented(Program::Passt), &text);
-    compare("man/passt.1", &text);
+const PROGRAMS: [Program; 2] = [Program::Passt, Program::Pasta];
+
+fn by_hand(program: Program) -> String {
+    fs::read_to_string(docs(&format!("man/{}.in", program.name()))).expect("is there")
 }
 
 #[test]
-fn the_manual_page_speaks_of_options_that_exist() {
-    let by_hand = fs::read_to_string(docs("man/passt.in")).expect("is there").replace("\\-", "-");
-    let command = documented(Program::Passt);
-    let known: Vec<_> = command.get_arguments().flat_map(names).collect();
-    let examples = by_hand.split(|c: char| c.is_whitespace() || c == '\\');
-    let spoken_of: Vec<_> = examples.filter(|word| word.starts_with("--")).collect();
-    assert!(spoken_of.len() > 10, "{spoken_of:?}");
-    for word in spoken_of {
-        let word = word.trim_end_matches(['.', ',', ':', ';']);
-        assert!(known.iter().any(|name| name == word), "{word}");
+fn manual_pages_are_what_the_options_give() {
+    for program in PROGRAMS {
+        let text = page(program, &by_hand(program));
+        names_all("the manual page", &documented(program), &text);
+        compare(&format!("man/{}.1", program.name()), &text);
+    }
+}
+
+#[test]
+fn manual_pages_speak_of_options_that_exist() {
+    for program in PROGRAMS {
+        let by_hand = by_hand(program).replace("\\-", "-");
+        let command = documented(program);
+        let known: Vec<_> = command.get_arguments().flat_map(names).collect();
+        let examples = by_hand.split(|c: char| c.is_whitespace() || c == '\\');
+        let spoken_of: Vec<_> = examples.filter(|word| word.starts_with("--")).collect();
+        assert!(spoken_of.len() > 10, "{spoken_of:?}");
+        for word in spoken_of.into_iter().filter(|word| *word != "--") {
+            let word = word.trim_end_matches(['.', ',', ':', ';']);
+            assert!(known.iter().any(|name| name == word), "{word}");
+        }
     }
 }
 
 #[test]
 fn completions_are_what_the_options_give() {
-    for (shell, name) in
-        [(Shell::Bash, "passt.bash"), (Shell::Zsh, "_passt"), (Shell::Fish, "passt.fish")]
-    {
-        let text = completion(Program::Passt, shell);
-        let names = text.replace(" -l ", " --");
-        names_all(name, &documented(Program::Passt), &names);
-        assert!(!names.contains("--netns-only"), "{name} has options of another program");
-        compare(&format!("completions/{name}"), &text);
+    for program in PROGRAMS {
+        let name = program.name();
+        for (shell, file) in [
+            (Shell::Bash, format!("{name}.bash")),
+            (Shell::Zsh, format!("_{name}")),
+            (Shell::Fish, format!("{name}.fish")),
+        ] {
+            let text = completion(program, shell);
+            let names = text.replace(" -l ", " --");
+            names_all(&file, &documented(program), &names);
+            let of_the_other = ["--netns-only", "--one-off"].map(|name| names.contains(name));
+            let expected = [program == Program::Pasta, program == Program::Passt];
+            assert_eq!(of_the_other, expected, "{file}");
+            compare(&format!("completions/{file}"), &text);
+        }
     }
 }
 
 #[test]
-fn the_help_text_names_every_option_on_standard_output_alone() {
-    let output = Passt::new(env!("CARGO_BIN_EXE_passt")).arg("--help").output().expect("starts");
-    assert_eq!((output.status.code(), &*output.stderr), (Some(0), &b""[..]));
-    let text = String::from_utf8(output.stdout).expect("is text");
-    names_all("the help text", &documented(Program::Passt), &text);
+fn help_texts_name_every_option_on_standard_output_alone() {
+    let programs = [env!("CARGO_BIN_EXE_passt"), env!("CARGO_BIN_EXE_pasta")];
+    for (program, path) in PROGRAMS.into_iter().zip(programs) {
+        let output = Started::new(path).arg("--help").output().expect("starts");
+        assert_eq!((output.status.code(), &*output.stderr), (Some(0), &b""[..]));
+        let text = String::from_utf8(output.stdout).expect("is text");
+        names_all("the help text", &documented(program), &text);
+    }
 }

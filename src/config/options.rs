@@ -363,7 +363,7 @@ fn argument(program: Program, heading: &'static str, option: &Opt) -> clap::Arg 
         .visible_aliases(option.aliases)
         .help(option.help(program))
         .help_heading(heading)
-        .hide(!option.supported() || !modes.iter().any(|mode| option.exists_in(*mode)))
+        .hide(!modes.iter().any(|mode| option.documented_in(*mode)))
         .value_parser(value_parser!(OsString))
         .action(ArgAction::Append);
     if let Some(short) = option.short {

@@ -26,6 +26,7 @@ pub(super) struct Opt {
     pub(super) aliases: &'static [&'static str],
     pub(super) action: Action,
     modes: u8,
+    documented: u8,
     help: &'static str,
     help_in_pasta: Option<&'static str>,
 }
@@ -83,15 +84,38 @@ impl Opt {
         action: Action,
         help: &'static str,
     ) -> Self {
-        Self { short, long, aliases: &[], action, modes, help, help_in_pasta: None }
+        Self {
+            short,
+            long,
+            aliases: &[],
+            action,
+            modes,
+            documented: modes,
+            help,
+            help_in_pasta: None,
+        }
     }
 
-    /// What the option does, in the words of `program`.
-    pub(super) const fn help(&self, program: Program) -> &'static str {
+    /// Whether the option does something in `mode` that users are told of.
+    pub(super) const fn documented_in(&self, mode: Mode) -> bool {
+        self.supported() && self.documented & bit(mode) != 0
+    }
+
+    /// What the option does, in the words of `program`: its guest is a namespace.
+    pub(super) fn help(&self, program: Program) -> String {
         match (program, self.help_in_pasta) {
-            (Program::Pasta, Some(help)) => help,
-            _ => self.help,
+            (Program::Passt, _) => self.help.to_owned(),
+            (Program::Pasta, Some(help)) => help.to_owned(),
+            (Program::Pasta, None) => self
+                .help
+                .replace("the guest", "the namespace")
+                .replace("The guest", "The namespace"),
         }
+    }
+
+    /// Of use to machines only, though others understand it.
+    const fn for_machines(self) -> Self {
+        Self { documented: VM, ..self }
     }
 
     const fn in_pasta(self, help: &'static str) -> Self {
@@ -226,7 +250,8 @@ const MACHINE: &[Opt] = &[
         VHOST_USER,
         Flag(|_| ()), // read before all others: it chooses the mode
         "Be a vhost-user back-end",
-    ),
+    )
+    .for_machines(),
     Opt::new(
         VM,
         Some('s'),
@@ -241,7 +266,8 @@ const MACHINE: &[Opt] = &[
         "fd",
         Text("FD", values::fd),
         "Use an open and connected descriptor instead; implies --one-off",
-    ),
+    )
+    .for_machines(),
     Opt::new(
         VM,
         Some('1'),
@@ -255,14 +281,16 @@ const MACHINE: &[Opt] = &[
         "print-capabilities",
         Print(super::capabilities),
         "Print the back-end's capabilities as JSON and exit",
-    ),
+    )
+    .for_machines(),
     Opt::new(
         ANY,
         None,
         "repair-path",
         Path("PATH|none", values::repair_path),
         "Socket of the helper for migration; only 'none' so far",
-    ),
+    )
+    .for_machines(),
     Opt::new(
         VU,
         None,
