@@ -294,6 +294,10 @@ impl Host for ChaosHost {
         Ok(passt::host::Changes::default())
     }
 
+    fn scan(&mut self, _: &passt::flow::rules::Rules) -> passt::host::Scan {
+        passt::host::Scan::Off
+    }
+
     fn listener_protocol(&self, listener: u32) -> Option<Protocol> {
         [Some(Protocol::Tcp), Some(Protocol::Udp), None][listener.min(2) as usize]
     }

@@ -332,15 +332,25 @@ struct Listen {
     ifname: Option<String>,
 }
 
-/// One bit per port.
-struct PortSet(Box<[u64; 1024]>);
+/// A set of ports: one bit for each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortSet(Box<[u64; 1024]>);
+
+impl Default for PortSet {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl PortSet {
-    fn new() -> Self {
+    /// No ports.
+    #[must_use]
+    pub fn new() -> Self {
         Self(Box::new([0; 1024]))
     }
 
-    fn insert(&mut self, first: u16, last: u16) {
+    /// Adds the ports from `first` to `last`.
+    pub fn insert(&mut self, first: u16, last: u16) {
         for port in first..=last {
             if let Some(word) = self.0.get_mut(usize::from(port / 64)) {
                 *word |= 1 << (port % 64);
@@ -348,7 +358,9 @@ impl PortSet {
         }
     }
 
-    fn contains(&self, port: u16) -> bool {
+    /// Whether the port is in the set.
+    #[must_use]
+    pub fn contains(&self, port: u16) -> bool {
         self.0.get(usize::from(port / 64)).is_some_and(|word| word >> (port % 64) & 1 == 1)
     }
 

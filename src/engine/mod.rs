@@ -18,6 +18,7 @@ pub mod headers;
 mod ingress;
 mod line;
 pub mod packet;
+mod scan;
 mod splice;
 pub mod staging;
 mod surroundings;
@@ -95,6 +96,8 @@ pub(crate) enum Owner {
     RouterAdvertisement,
     /// What the guest is to hear of neighbours.
     Announcements,
+    /// The next look at who listens on either side.
+    Services,
 }
 
 /// What the parts of the engine share.
@@ -204,6 +207,7 @@ pub struct Engine<H: Host> {
     ra_timer: ingress::RaTimer,
     announcer: surroundings::Announcer,
     starved: Booking,
+    scans: scan::Pace,
 }
 
 impl<H: Host> Engine<H> {
@@ -242,8 +246,10 @@ impl<H: Host> Engine<H> {
             ra_timer,
             announcer: surroundings::Announcer::default(),
             starved: Booking::new(),
+            scans: scan::Pace::new(),
         };
         engine.ra_timer.book(&mut engine.shared, now);
+        engine.scans.restart(&mut engine.shared);
         engine
     }
 
@@ -266,6 +272,7 @@ impl<H: Host> Engine<H> {
         let rules = self.shared.settings.rules.followed_by(tables);
         let changes = self.host.relisten(&rules)?;
         self.shared.settings.rules = rules;
+        self.scans.restart(&mut self.shared);
         Ok(changes)
     }
 
@@ -336,6 +343,7 @@ impl<H: Host> Engine<H> {
     ) -> io::Result<usize> {
         let frames = source.receive()?;
         if frames > 0 {
+            self.scans.on_traffic();
             let mut ctx = Self::ctx(&mut self.host, &mut self.shared, sink, now);
             for index in 0..frames {
                 ingress::frame(&mut ctx, &mut self.flows, source, index);
@@ -425,7 +433,8 @@ impl<H: Host> Engine<H> {
             Owner::Fragments
             | Owner::Starved
             | Owner::RouterAdvertisement
-            | Owner::Announcements => {}
+            | Owner::Announcements
+            | Owner::Services => {}
         }
     }
 
@@ -448,6 +457,7 @@ impl<H: Host> Engine<H> {
                 Owner::Splice(_) | Owner::UdpListener(_) | Owner::Greeting => {}
                 Owner::RouterAdvertisement => self.ra_timer.on_deadline(&mut ctx),
                 Owner::Announcements => self.announcer.on_deadline(&mut ctx),
+                Owner::Services => self.scans.on_deadline(ctx.host, ctx.shared, now),
             }
         }
     }

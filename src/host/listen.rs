@@ -1,11 +1,13 @@
 //! Listening sockets: what the forwarding rules ask for, and accepting without ever spinning.
 
+mod auto;
 mod place;
 mod replace;
 mod report;
 #[cfg(test)]
 mod tests;
 
+pub use auto::Lookout;
 pub use report::{Changes, Failure, Refused};
 
 use self::place::Place;

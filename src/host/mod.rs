@@ -4,6 +4,7 @@
 //! with scripts. Handles are owned: dropping one closes it. Every call returns at once; short
 //! counts and `WouldBlock` are ordinary outcomes. No implementation knows `translate` or `engine`.
 
+pub mod diag;
 pub mod inside;
 pub mod listen;
 pub mod netlink;
@@ -59,6 +60,19 @@ pub struct StreamInfo {
     pub unacked: u32,
     /// Whether the connection is established, or further, and not yet closed.
     pub established: bool,
+}
+
+/// How far a look at who listens has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scan {
+    /// Nobody wants to know.
+    Off,
+    /// There is more to do: to be called again in this turn or the next.
+    More,
+    /// It is done, and nothing has changed.
+    Same,
+    /// It is done, and services have come or gone.
+    Changed,
 }
 
 /// The native side of the engine.
@@ -126,6 +140,10 @@ pub trait Host {
     /// Listens as `rules` say and no longer as the rules before said; sockets of rules that have
     /// not changed stay open. A failure leaves all as it was.
     fn relisten(&mut self, rules: &Rules) -> Result<Changes, Failure>;
+
+    /// Looks, a step at a time, who listens on either side, and has the ports of rules that wait
+    /// for that (`auto`) follow.
+    fn scan(&mut self, rules: &Rules) -> Scan;
 
     /// Whether listeners are not watched because the process was out of descriptors: call
     /// [`Host::feed`] in a while.

@@ -17,8 +17,8 @@ pub use stream::Stream;
 use self::datagram::Tables;
 use self::peek::Scratch;
 use self::splice::Interior;
-use super::listen::{Changes, Failure, Listeners};
-use super::{Accepted, Batch, Connect, Host, Outbound, SocketError, StreamInfo};
+use super::listen::{Changes, Failure, Listeners, Lookout};
+use super::{Accepted, Batch, Connect, Host, Outbound, Scan, SocketError, StreamInfo};
 use crate::flow::rules::Rules;
 use crate::flow::{Endpoint, FlowId, Protocol, Side};
 use crate::span::{Span, SpanMut};
@@ -138,6 +138,8 @@ pub struct Sockets {
     pub(super) listeners: Listeners,
     /// Whether sockets inside can be bound to an interface, once that is known.
     pub(super) inside_devices: Option<bool>,
+    /// Sees who listens on both sides, where that is wanted.
+    pub(super) lookout: Option<Box<Lookout>>,
     /// A descriptor to give up when there are no others, so that a connection can be refused.
     pub(super) spare: Option<OwnedFd>,
     /// Listeners that are not watched because accepting would fail again at once.
@@ -168,6 +170,7 @@ impl Sockets {
             features,
             listeners: Listeners::default(),
             inside_devices: None,
+            lookout: None,
             spare,
             starved: Vec::new(),
             scratch: Scratch::default(),
@@ -204,6 +207,10 @@ impl Host for Sockets {
 
     fn relisten(&mut self, rules: &Rules) -> Result<Changes, Failure> {
         self.listen(rules)
+    }
+
+    fn scan(&mut self, rules: &Rules) -> Scan {
+        Self::scan(self, rules)
     }
 
     fn is_starved(&self) -> bool {

@@ -411,6 +411,10 @@ impl Host for ScriptHost {
         Ok(passt::host::Changes::default())
     }
 
+    fn scan(&mut self, _: &passt::flow::rules::Rules) -> passt::host::Scan {
+        passt::host::Scan::Off
+    }
+
     fn listener_protocol(&self, listener: u32) -> Option<Protocol> {
         match listener {
             0 | 2 => Some(Protocol::Tcp),

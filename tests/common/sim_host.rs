@@ -483,6 +483,10 @@ impl Host for SimHost {
         Ok(passt::host::Changes::default())
     }
 
+    fn scan(&mut self, _: &passt::flow::rules::Rules) -> passt::host::Scan {
+        passt::host::Scan::Off
+    }
+
     fn listener_protocol(&self, _listener: u32) -> Option<Protocol> {
         Some(Protocol::Tcp)
     }

@@ -56,7 +56,7 @@ impl Sockets {
     }
 
     /// As [`Sockets::spots`], for a socket at `addr`.
-    fn spots_at(
+    pub(super) fn spots_at(
         &mut self,
         side: Side,
         addr: Option<IpAddr>,

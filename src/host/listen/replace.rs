@@ -19,10 +19,10 @@ use std::rc::Rc;
 
 /// The listeners that there are while rules are replaced.
 #[derive(Default)]
-struct Round {
+pub(super) struct Round {
     /// By place: the listener, and the number of its new rule once one has claimed it.
-    places: BTreeMap<Place, (u32, Option<usize>)>,
-    opened: Vec<u32>,
+    pub(super) places: BTreeMap<Place, (u32, Option<usize>)>,
+    pub(super) opened: Vec<u32>,
     /// Rules that had listeners before.
     old_rules: HashSet<usize>,
     warnings: Vec<String>,
@@ -54,11 +54,7 @@ impl Sockets {
     /// sockets. Then everything is as it was.
     pub fn listen(&mut self, rules: &Rules) -> Result<Changes, Failure> {
         check_number(rules)?;
-        let mut round = Round::default();
-        for (id, listener) in self.listeners.iter() {
-            round.places.insert(listener.place.clone(), (id, None));
-            round.old_rules.insert(listener.rule);
-        }
+        let mut round = self.round();
         let outcome = self
             .open_required(&mut round, rules)
             .and_then(|()| self.open_best_effort(&mut round, rules));
@@ -66,7 +62,19 @@ impl Sockets {
             round.opened.into_iter().for_each(|id| self.close_listener(id));
             return Err(failure);
         }
+        // Those that follow services stay where they still may; new ones come with the next look.
+        self.claim_services(&mut round, rules, 0);
         Ok(self.conclude(round))
+    }
+
+    /// All listeners, claimed by no rule.
+    pub(super) fn round(&self) -> Round {
+        let mut round = Round::default();
+        for (id, listener) in self.listeners.iter() {
+            round.places.insert(listener.place.clone(), (id, None));
+            round.old_rules.insert(listener.rule);
+        }
+        round
     }
 
     fn open_required(&mut self, round: &mut Round, rules: &Rules) -> Result<(), Failure> {
@@ -125,7 +133,12 @@ impl Sockets {
 
     /// Rule `number` shall have the listener at `place`, which is opened if there is none. Where
     /// two rules want the same place, it belongs to the first.
-    fn claim(&mut self, round: &mut Round, place: Place, number: usize) -> io::Result<()> {
+    pub(super) fn claim(
+        &mut self,
+        round: &mut Round,
+        place: Place,
+        number: usize,
+    ) -> io::Result<()> {
         if let Some((_, rule)) = round.places.get_mut(&place) {
             rule.get_or_insert(number);
             return Ok(());
@@ -185,7 +198,7 @@ impl Sockets {
     }
 
     /// Nothing can fail any more: what no rule has claimed is closed.
-    fn conclude(&mut self, mut round: Round) -> Changes {
+    pub(super) fn conclude(&mut self, mut round: Round) -> Changes {
         let before = round.places.len().saturating_sub(round.opened.len());
         let mut closed = 0;
         for &(id, rule) in round.places.values() {

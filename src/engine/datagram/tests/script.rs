@@ -208,6 +208,10 @@ impl Host for Native {
         Ok(crate::host::Changes::default())
     }
 
+    fn scan(&mut self, _: &crate::flow::rules::Rules) -> crate::host::Scan {
+        crate::host::Scan::Off
+    }
+
     fn listener_protocol(&self, _: u32) -> Option<Protocol> {
         Some(Protocol::Udp)
     }
