@@ -479,6 +479,7 @@ impl Service {
         }
         ready.report();
         if let Some(held) = self.held {
+            crate::log::share_stderr();
             held.release();
         }
         match worker.run().map_err(|e| Error::System("go on", e))? {

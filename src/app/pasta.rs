@@ -9,11 +9,10 @@ use super::{Error, Service, engine_settings, listen, open_capture, open_sockets,
 use crate::config::{self, Pasta, Process};
 use crate::daemon::{Launch, PidFile, Signals};
 use crate::engine::Engine;
-use crate::flow::forward::Splicing;
 use crate::flow::rules::{Rules, Tables};
 use crate::host::inside::{Inside, Wanted};
 use crate::link::none::NoLink;
-use crate::link::tap::{Tap, TapLink};
+use crate::link::tap::{QUEUE_LENGTH, Tap, TapLink};
 use crate::pasta::command::{Held, Inherited};
 use crate::pasta::namespace::Namespace;
 use crate::pasta::watch::Watch;
@@ -21,11 +20,9 @@ use crate::pasta::{self, interface};
 use crate::runtime::Clock;
 use crate::sandbox::{self, Identity, Jail, Role, RunAs, Started};
 use crate::sys::epoll::Epoll;
-use crate::sys::error_text;
 use crate::time::Duration;
 use log::{info, warn};
 use std::io;
-use std::os::fd::AsFd as _;
 use std::rc::Rc;
 
 /// Serves a network namespace; returns the exit status.
@@ -67,11 +64,6 @@ pub(super) fn serve(config: &Pasta, before: Inherited, signals: Signals) -> Resu
     let (bound, role) = (None, Role::Namespace);
     let watched = Rc::clone(&epoll);
     let service = Service { jailed, launch, bound, signals, epoll, role, stats, watch, held };
-    settings.splicing = Splicing {
-        inwards: config.splice,
-        lo_to_lo: config.lo_to_lo,
-        only: config.tap.is_none(),
-    };
     let clock = Clock::start();
     let Some(tap) = tap else {
         let engine = Engine::new(sockets, settings, clock.now());
@@ -129,8 +121,9 @@ fn set_up(inside: &mut Inside, config: &Pasta) -> Result<Option<Tap>, Error> {
     };
     let tun = inside.get(Wanted::Tun).map_err(Error::NoTun)?;
     let tap = Tap::open(tun, &asked.name)?;
-    if let Err(e) = tap.lengthen_queue(route.as_fd()) {
-        warn!("Couldn't lengthen the queue of {}: {}", tap.name(), error_text(&e));
+    let again = route.try_clone().map_err(|e| Error::System("copy a descriptor", e))?;
+    if let Err(e) = interface::lengthen_queue(again, tap.name(), QUEUE_LENGTH) {
+        warn!("{e}");
     }
     // The kernel may have filled in a number.
     let made = config::Tap { name: tap.name().to_owned(), ..asked.clone() };

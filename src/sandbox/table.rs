@@ -242,8 +242,6 @@ const WORKER: &[Entry] = &[
             &[equal(1, libc::F_SETFL)],
             &[equal(1, libc::F_DUPFD_CLOEXEC)],
             &[equal(1, libc::F_GET_SEALS)],
-            // host::sockets: how much a pipe holds.
-            &[equal(1, libc::F_SETPIPE_SZ)],
             &[equal(1, libc::F_SETPIPE_SZ)],
         ],
     ),
@@ -300,8 +298,14 @@ const NAMESPACE: &[Entry] = &[
 ];
 
 /// What the process inside a namespace needs (host::inside): to hear, to make a socket, to tell.
-const INSIDE: &[Entry] =
-    &[always(libc::SYS_recvfrom), always(libc::SYS_sendmsg), always(libc::SYS_close), SOCKETS];
+const INSIDE: &[Entry] = &[
+    always(libc::SYS_recvfrom),
+    always(libc::SYS_sendmsg),
+    always(libc::SYS_close),
+    // The standard library's check of a descriptor that it closes, in debug builds.
+    when(libc::SYS_fcntl, &[&[equal(1, libc::F_GETFD)]]),
+    SOCKETS,
+];
 
 /// The tables of a role.
 pub(super) fn entries(role: Role) -> impl Iterator<Item = &'static Entry> {
