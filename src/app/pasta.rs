@@ -43,12 +43,17 @@ pub(super) fn serve(config: &Pasta, before: Inherited, signals: Signals) -> Resu
     let started = Started::begin_in_namespace()?;
     let mut inside = go_inside(&namespace, identity)?;
     let tap = set_up(&mut inside, config)?;
+    let diag = inside.get(Wanted::Diag).map_err(|e| Error::Inside("open a netlink socket", e))?;
     inside.confine().map_err(|e| Error::Inside("lock up the process", e))?;
 
     let tables = Tables { outside: network.forwards.clone(), inside: config.inside.clone() };
     let rules = outside.followed_by(&tables);
     let mut sockets = sockets.with_inside(inside);
+    sockets
+        .watch_services(diag, config.splice && config.lo_to_lo)
+        .map_err(|e| Error::System("open a netlink socket", e))?;
     listen(&mut sockets, &rules)?;
+    sockets.scan_all(&rules);
 
     let launch = Launch::prepare(!own.foreground, pid_file)?;
     let jail = Jail {

@@ -8,6 +8,7 @@ mod report;
 mod tests;
 
 pub use auto::Lookout;
+pub(super) use replace::most_listeners;
 pub use report::{Changes, Failure, Refused};
 
 use self::place::Place;

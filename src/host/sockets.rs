@@ -17,7 +17,7 @@ pub use stream::Stream;
 use self::datagram::Tables;
 use self::peek::Scratch;
 use self::splice::Interior;
-use super::listen::{Changes, Failure, Listeners, Lookout};
+use super::listen::{self, Changes, Failure, Listeners, Lookout};
 use super::{Accepted, Batch, Connect, Host, Outbound, Scan, SocketError, StreamInfo};
 use crate::flow::rules::Rules;
 use crate::flow::{Endpoint, FlowId, Protocol, Side};
@@ -136,6 +136,8 @@ pub struct Sockets {
     pub(super) setup: Setup,
     features: Features,
     pub(super) listeners: Listeners,
+    /// As the limit of open files was when we began.
+    pub(super) most_listeners: usize,
     /// Whether sockets inside can be bound to an interface, once that is known.
     pub(super) inside_devices: Option<bool>,
     /// Sees who listens on both sides, where that is wanted.
@@ -169,6 +171,7 @@ impl Sockets {
             setup,
             features,
             listeners: Listeners::default(),
+            most_listeners: listen::most_listeners(),
             inside_devices: None,
             lookout: None,
             spare,

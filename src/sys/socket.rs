@@ -257,11 +257,12 @@ pub fn bind_to_device(fd: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
     Ok(())
 }
 
-/// The number of the interface `name`.
-pub fn interface_index(name: &CStr) -> Option<u32> {
-    // SAFETY: a C string for the duration of the call.
-    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
-    (index != 0).then_some(index)
+/// The number, in the socket's namespace, of the interface that it is tied to; `None` before Linux
+/// 5.1 as well.
+pub fn bound_interface(fd: BorrowedFd<'_>) -> Option<u32> {
+    // SO_BINDTOIFINDEX of include/uapi/asm-generic/socket.h, which libc lacks for some targets.
+    let index = get(fd, IntOption::new(libc::SOL_SOCKET, 62)).ok()?;
+    u32::try_from(index).ok().filter(|index| *index != 0)
 }
 
 /// The socket's pending error, cleared by asking (SO_ERROR).

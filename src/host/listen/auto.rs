@@ -6,7 +6,7 @@
 //! and the sockets that they lead to are opened in portions.
 
 use super::place::{Place, Spot};
-use super::replace::{Round, most_listeners};
+use super::replace::Round;
 use super::report::Refused;
 use crate::config::ports::{PortSet, Rule};
 use crate::flow::rules::{InForce, Rules};
@@ -290,7 +290,7 @@ impl Sockets {
         place: &Place,
         number: usize,
     ) -> io::Result<()> {
-        if !round.places.contains_key(place) && self.listeners.len() >= most_listeners() {
+        if !round.places.contains_key(place) && self.listeners.len() >= self.most_listeners {
             return Err(io::Error::from_raw_os_error(libc::EMFILE));
         }
         self.claim(round, place.clone(), number)

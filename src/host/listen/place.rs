@@ -7,7 +7,7 @@ use crate::sys::socket::{self, Family, IntOption, Kind};
 use std::ffi::CString;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 /// Connections that may wait to be accepted.
@@ -142,7 +142,7 @@ impl Sockets {
         } else {
             socket::set(fd, IntOption::packet_info(family), 1)?;
         }
-        socket::bind(fd, &address(setup, place, addr))?;
+        socket::bind(fd, &address(setup, place, addr, fd))?;
         if tcp {
             socket::listen(fd, BACKLOG)?;
         }
@@ -150,13 +150,13 @@ impl Sockets {
     }
 }
 
-/// The address to bind to; link-local ones belong to the place's interface, else to the host's.
-fn address(setup: &Setup, place: &Place, addr: IpAddr) -> SocketAddr {
+/// The address to bind `fd` to; link-local ones belong to the place's interface, to which `fd` is
+/// bound already, else to the host's.
+fn address(setup: &Setup, place: &Place, addr: IpAddr, fd: BorrowedFd<'_>) -> SocketAddr {
     match addr {
         IpAddr::V6(a) if a.is_unicast_link_local() => {
-            let name = place.spot.device.as_deref().and_then(|name| CString::new(name).ok());
-            let scope = name.and_then(|name| socket::interface_index(&name));
-            SocketAddr::V6(SocketAddrV6::new(a, place.port, 0, scope.unwrap_or(setup.scope)))
+            let own = place.spot.device.as_ref().and_then(|_| socket::bound_interface(fd));
+            SocketAddr::V6(SocketAddrV6::new(a, place.port, 0, own.unwrap_or(setup.scope)))
         }
         _ => SocketAddr::new(addr, place.port),
     }

@@ -53,7 +53,7 @@ impl Sockets {
     /// rules of a side and protocol no port at all could be bound; or there would be too many
     /// sockets. Then everything is as it was.
     pub fn listen(&mut self, rules: &Rules) -> Result<Changes, Failure> {
-        check_number(rules)?;
+        check_number(rules, self.most_listeners)?;
         let mut round = self.round();
         let outcome = self
             .open_required(&mut round, rules)
@@ -265,15 +265,14 @@ fn places<'a>(entry: InForce<'a>, spots: &'a [Rc<Spot>]) -> impl Iterator<Item =
 }
 
 /// Refuses rules that would leave no descriptors for flows.
-fn check_number(rules: &Rules) -> Result<(), Failure> {
+fn check_number(rules: &Rules, most: usize) -> Result<(), Failure> {
     let fixed = rules.iter().filter(|r| !r.rule.auto);
     let wanted = fixed.map(|r| usize::from(r.rule.last.saturating_sub(r.rule.first)) + 1).sum();
-    let most = most_listeners();
     if wanted > most { Err(Failure::TooMany { wanted, most }) } else { Ok(()) }
 }
 
 /// Listeners may take three quarters of all descriptors, and flows have the rest.
-pub(super) fn most_listeners() -> usize {
+pub(in crate::host) fn most_listeners() -> usize {
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
     usize::try_from(limit / 4 * 3).unwrap_or(usize::MAX).min(MAX_LISTENERS)
 }
