@@ -9,6 +9,7 @@ use super::{Error, Service, engine_settings, listen, open_capture, open_sockets,
 use crate::config::{self, Pasta, Process};
 use crate::daemon::{Launch, PidFile, Signals};
 use crate::engine::Engine;
+use crate::flow::forward::Splicing;
 use crate::flow::rules::{Rules, Tables};
 use crate::host::inside::{Inside, Wanted};
 use crate::link::none::NoLink;
@@ -69,6 +70,8 @@ pub(super) fn serve(config: &Pasta, before: Inherited, signals: Signals) -> Resu
     let (bound, role) = (None, Role::Namespace);
     let watched = Rc::clone(&epoll);
     let service = Service { jailed, launch, bound, signals, epoll, role, stats, watch, held };
+    settings.splicing =
+        Splicing { inwards: config.splice, lo_to_lo: config.lo_to_lo, only: config.tap.is_none() };
     let clock = Clock::start();
     let Some(tap) = tap else {
         let engine = Engine::new(sockets, settings, clock.now());

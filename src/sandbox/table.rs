@@ -242,6 +242,7 @@ const WORKER: &[Entry] = &[
             &[equal(1, libc::F_SETFL)],
             &[equal(1, libc::F_DUPFD_CLOEXEC)],
             &[equal(1, libc::F_GET_SEALS)],
+            // host::sockets: how much a pipe holds.
             &[equal(1, libc::F_SETPIPE_SZ)],
         ],
     ),
