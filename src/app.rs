@@ -12,6 +12,7 @@ pub use crate::config::options::Program;
 use crate::config::options::{self, Mode, Request, Typed};
 use crate::config::resolv::Resolv;
 use crate::config::{self, Config, Machine, Network, Process, Socket, ports};
+use crate::control::{self, Policy};
 use crate::daemon::{self, Launch, PidFile, Signals};
 use crate::engine::{self, Engine};
 use crate::flow::forward::Splicing;
@@ -287,6 +288,20 @@ fn open_door(socket: &Socket, inherited: Option<OwnedFd>) -> Result<(Door, Optio
     Ok((Door::Listener(listener), Some(bound)))
 }
 
+/// The control socket, if one is asked for.
+fn open_control(
+    own: &Process,
+    policy: Policy,
+    epoll: &Rc<Epoll>,
+) -> Result<Option<(Bound, control::Server)>, Error> {
+    let Some(path) = &own.conf_path else { return Ok(None) };
+    let (bound, listener) = Bound::at(path)?;
+    let server = control::Server::new(listener, Rc::clone(epoll), policy)
+        .map_err(|e| Error::System("watch the control socket", e))?;
+    info!("Control socket bound at {}", path.display());
+    Ok(Some((bound, server)))
+}
+
 /// Whether what we were given is what we take it for.
 fn is_stream(fd: &UnixStream) -> bool {
     // Only a Unix socket has addresses that the library understands, and only one that was
@@ -316,6 +331,7 @@ fn machine<L: Parts>(
     let epoll = Rc::new(Epoll::new().map_err(|e| Error::System("make an epoll", e))?);
 
     // Everything that has a name in the file system or a low port, before we lose the right to.
+    let control = open_control(own, Policy::new(network, false), &epoll)?;
     let (door, bound) = open_door(&config.socket, inherited)?;
     let pid_file = own.pid.as_deref().map(PidFile::open).transpose()?;
     let capture = network.pcap.as_deref().and_then(open_capture);
@@ -330,7 +346,8 @@ fn machine<L: Parts>(
     let jailed = started.identify(identity)?.jail(&jail)?;
     let stats = own.stats.map(|seconds| Duration::from_secs(seconds.into()));
     let (watch, held) = (None, None);
-    let service = Service { jailed, launch, bound, signals, epoll, role, stats, watch, held };
+    let own_sockets = (bound, control);
+    let service = Service { jailed, launch, own_sockets, signals, epoll, role, stats, watch, held };
     let clock = Clock::start();
     let engine = Engine::new(sockets, engine_settings(network, rules, hash_key), clock.now());
     service.run_captured(link, capture, engine, clock)
@@ -427,7 +444,8 @@ fn engine_settings(network: &Network, rules: Rules, hash_key: [u8; 16]) -> engin
 struct Service {
     jailed: Jailed,
     launch: Launch,
-    bound: Option<Bound>,
+    /// Where the guest is met, and where `pesto` is.
+    own_sockets: (Option<Bound>, Option<(Bound, control::Server)>),
     signals: Signals,
     epoll: Rc<Epoll>,
     role: Role,
@@ -471,15 +489,17 @@ impl Service {
         {
             ready.fail(&Error::System("watch for the end", e));
         }
+        let (bound, control) = self.own_sockets;
+        let (bound_control, control) = control.unzip();
+        if let Some(control) = control {
+            worker.serve_control(control);
+        }
         if let Err(e) = self.jailed.lock(self.role) {
             ready.fail(&e);
         }
-        if let Some(bound) = self.bound {
-            bound.keep();
-        }
+        bound.into_iter().chain(bound_control).for_each(Bound::keep);
         ready.report();
         if let Some(held) = self.held {
-            crate::log::share_stderr();
             held.release();
         }
         match worker.run().map_err(|e| Error::System("go on", e))? {

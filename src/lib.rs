@@ -18,6 +18,7 @@
 //! - [`link`] and [`host`] hold the seams and their implementations, which import neither
 //!   `translate` nor `engine`.
 //! - [`pasta`] finds or makes the network namespace that is served, and runs a command in it.
+//! - [`control`] serves the control socket; [`pesto`] is its client, a program of its own.
 //! - [`runtime`] owns the event loop and the only clock; [`app`] puts everything together.
 //! - [`sys`] is one small function per system call that no crate wraps; [`sandbox`] takes our
 //!   privileges away.
@@ -26,6 +27,7 @@
 
 pub mod app;
 pub mod config;
+pub mod control;
 pub mod daemon;
 pub mod engine;
 pub mod flow;

@@ -340,7 +340,7 @@ fn bad_values_and_combinations_are_one_line_and_leave_nothing_behind() {
         ("--runas bogus-user", "Invalid --runas option: no user bogus-user"),
         ("--stats 1", "Option --stats needs --foreground"),
         ("-f --stats 0", "Invalid --stats: 0"),
-        ("--conf-path /a", "--conf-path is not supported yet"),
+        ("-c /nonexistent/c", "Couldn't bind UNIX domain socket to /nonexistent/c: No such file"),
         ("extra", "Extra non-option argument: extra"),
         ("-l /nonexistent/log", "Couldn't open log file /nonexistent/log: No such file"),
         ("-P /nonexistent/pid", "Couldn't open PID file /nonexistent/pid: No such file"),

@@ -5,15 +5,18 @@
 //! inside; the interface and what is configured there; the sandbox. Up to the last step everything
 //! goes away again by itself when a step fails: what is inside ends with its channel to us.
 
-use super::{Error, Service, engine_settings, listen, open_capture, open_sockets, random_key};
+use super::{
+    Error, Service, engine_settings, listen, open_capture, open_control, open_sockets, random_key,
+};
 use crate::config::{self, Pasta, Process};
+use crate::control::Policy;
 use crate::daemon::{Launch, PidFile, Signals};
 use crate::engine::Engine;
 use crate::flow::forward::Splicing;
 use crate::flow::rules::{Rules, Tables};
 use crate::host::inside::{Inside, Wanted};
 use crate::link::none::NoLink;
-use crate::link::tap::{QUEUE_LENGTH, Tap, TapLink};
+use crate::link::tap::{Tap, TapLink};
 use crate::pasta::command::{Held, Inherited};
 use crate::pasta::namespace::Namespace;
 use crate::pasta::watch::Watch;
@@ -21,9 +24,11 @@ use crate::pasta::{self, interface};
 use crate::runtime::Clock;
 use crate::sandbox::{self, Identity, Jail, Role, RunAs, Started};
 use crate::sys::epoll::Epoll;
+use crate::sys::error_text;
 use crate::time::Duration;
 use log::{info, warn};
 use std::io;
+use std::os::fd::AsFd as _;
 use std::rc::Rc;
 
 /// Serves a network namespace; returns the exit status.
@@ -32,6 +37,7 @@ pub(super) fn serve(config: &Pasta, before: Inherited, signals: Signals) -> Resu
     let epoll = Rc::new(Epoll::new().map_err(|e| Error::System("make an epoll", e))?);
 
     // Everything that has a name in the file system or a low port, before we lose the right to.
+    let control = open_control(own, Policy::new(network, true), &epoll)?;
     let pid_file = own.pid.as_deref().map(PidFile::open).transpose()?;
     let capture = network.pcap.as_deref().and_then(open_capture);
     let outside = Rules::from(network.forwards.clone());
@@ -67,9 +73,9 @@ pub(super) fn serve(config: &Pasta, before: Inherited, signals: Signals) -> Resu
     drop(namespace);
 
     let stats = own.stats.map(|seconds| Duration::from_secs(seconds.into()));
-    let (bound, role) = (None, Role::Namespace);
+    let (own_sockets, role) = ((None, control), Role::Namespace);
     let watched = Rc::clone(&epoll);
-    let service = Service { jailed, launch, bound, signals, epoll, role, stats, watch, held };
+    let service = Service { jailed, launch, own_sockets, signals, epoll, role, stats, watch, held };
     settings.splicing =
         Splicing { inwards: config.splice, lo_to_lo: config.lo_to_lo, only: config.tap.is_none() };
     let clock = Clock::start();
@@ -129,9 +135,8 @@ fn set_up(inside: &mut Inside, config: &Pasta) -> Result<Option<Tap>, Error> {
     };
     let tun = inside.get(Wanted::Tun).map_err(Error::NoTun)?;
     let tap = Tap::open(tun, &asked.name)?;
-    let again = route.try_clone().map_err(|e| Error::System("copy a descriptor", e))?;
-    if let Err(e) = interface::lengthen_queue(again, tap.name(), QUEUE_LENGTH) {
-        warn!("{e}");
+    if let Err(e) = tap.lengthen_queue(route.as_fd()) {
+        warn!("Couldn't lengthen the queue of {}: {}", tap.name(), error_text(&e));
     }
     // The kernel may have filled in a number.
     let made = config::Tap { name: tap.name().to_owned(), ..asked.clone() };

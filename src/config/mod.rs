@@ -51,6 +51,8 @@ pub struct Process {
     pub log_size: u64,
     /// Where its number is written.
     pub pid: Option<PathBuf>,
+    /// Where clients find the control socket.
+    pub conf_path: Option<PathBuf>,
     /// Whom it becomes, as typed.
     pub runas: Option<String>,
     /// Whether it may isolate itself by chroot(2), where pivot_root(2) fails.
@@ -73,6 +75,7 @@ impl Process {
             log_file: typed.log_file.clone(),
             log_size: typed.log_size.unwrap_or(DEFAULT_LOG_SIZE),
             pid: typed.pid.clone(),
+            conf_path: typed.conf_path.clone(),
             runas: typed.runas.clone(),
             chroot_fallback: typed.chroot_fallback,
         }

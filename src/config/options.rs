@@ -165,6 +165,8 @@ pub struct Typed {
     pub pcap: Option<PathBuf>,
     /// `--pid`.
     pub pid: Option<PathBuf>,
+    /// `--conf-path`.
+    pub conf_path: Option<PathBuf>,
     /// `--runas`, as it stands: names are not looked up here.
     pub runas: Option<String>,
     /// `--chroot-fallback`.
@@ -423,7 +425,6 @@ fn apply(program: Program, found: &ArgMatches) -> Result<Request, Error> {
             },
             Action::Path(_, set) => set(&mut typed, value.as_ref()),
             Action::Print(text) => return Ok(Request::Print(text(program))),
-            Action::Later(_) => Err(format!("--{name} is not supported yet")),
         };
         outcome.map_err(Error::plain)?;
     }

@@ -519,12 +519,12 @@ impl Default for Update {
     }
 }
 
-/// What became of an update: nothing to say, or why the rules are as they were.
-pub type Outcome = Result<(), String>;
+/// What became of an update: warnings, if any, or why the rules are as they were.
+pub type Outcome = Result<String, String>;
 
 /// The result of an update, as bytes.
 pub fn emit_result(outcome: &Outcome) -> Vec<u8> {
-    let text = outcome.as_ref().err().map_or("", String::as_str);
+    let (Ok(text) | Err(text)) = outcome;
     let end = (0..=text.len().min(MAX_TEXT)).rev().find(|end| text.is_char_boundary(*end));
     let text = text.get(..end.unwrap_or(0)).unwrap_or_default();
     let mut bytes = RESULT.to_vec();
@@ -555,10 +555,8 @@ impl ResultReader {
             }
         };
         let Some(text) = self.gather.fill(&mut bytes, len) else { return Ok(None) };
-        Ok(Some(match status {
-            0 => Ok(()),
-            _ => Err(String::from_utf8_lossy(&text).into_owned()),
-        }))
+        let text = String::from_utf8_lossy(&text).into_owned();
+        Ok(Some(if status == 0 { Ok(text) } else { Err(text) }))
     }
 }
 

@@ -76,18 +76,6 @@ pub fn configure(
     plan.map_or_else(|| Ok(Vec::new()), |plan| inside.carry_out(tap, plan))
 }
 
-/// Lets `packets` wait in the queue of the interface `name`. By netlink that takes a right over the
-/// namespace, by ioctl(2) one over the whole machine.
-///
-/// # Errors
-/// The interface cannot be found or changed.
-pub fn lengthen_queue(route: OwnedFd, name: &str, packets: u16) -> Result<(), Error> {
-    let mut inside = Inside(Channel::new(route));
-    let link = inside.link(name)?;
-    let change = vec![LinkAttribute::TxQueueLen(packets.into())];
-    inside.change_link(link.index, change).map_err(to(format!("lengthen the queue of {name}")))
-}
-
 /// An interface as it is.
 struct Link {
     index: u32,

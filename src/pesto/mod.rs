@@ -13,7 +13,7 @@ pub mod options;
 
 use crate::config::ports::{DEFAULT_EPHEMERAL, parse_ephemeral};
 use crate::config::rules_wire::{
-    About, Greeting, HOST, Malformed, ResultReader, SPLICE, Table, emit_update,
+    About, Greeting, HOST, Malformed, Outcome, ResultReader, SPLICE, Table, emit_update,
 };
 use crate::sandbox::{self, Role};
 use crate::sys::error_text;
@@ -138,7 +138,10 @@ fn run(typed: &Typed) -> Result<(), Error> {
     let before = typed.show.then(|| describe(&tables));
     edit::apply(&mut tables, &typed.steps, &ephemeral).map_err(Error::Edit)?;
     match daemon.update(&tables)? {
-        Some(Ok(())) => debug(format_args!("The daemon has the new rules")),
+        Some(Ok(warnings)) => {
+            debug(format_args!("The daemon has the new rules"));
+            complain(&warnings);
+        }
         Some(Err(why)) => return Err(Error::Refused(why)),
         None => debug(format_args!("The daemon doesn't tell what became of the new rules")),
     }
@@ -200,7 +203,7 @@ impl Daemon {
     }
 
     /// Sends `tables` and waits for the result; `None` where the daemon does not tell.
-    fn update(&mut self, tables: &[Table<About>]) -> Result<Option<Result<(), String>>, Error> {
+    fn update(&mut self, tables: &[Table<About>]) -> Result<Option<Outcome>, Error> {
         let plain =
             |table: &Table<About>| Table { pif: table.pif, about: (), rules: table.rules.clone() };
         let tables: Vec<Table> = tables.iter().map(plain).collect();
@@ -214,7 +217,7 @@ impl Daemon {
         }
     }
 
-    fn result(&mut self) -> Result<Option<Result<(), String>>, Error> {
+    fn result(&mut self) -> Result<Option<Outcome>, Error> {
         // That is all of it: the original's daemon, too, may end here.
         let _ = self.stream.shutdown(Shutdown::Write);
         let (mut reader, mut begun) = (ResultReader::default(), false);

@@ -5,6 +5,7 @@
 
 use super::Clock;
 use super::statistics::{Counter, Statistics};
+use crate::control;
 use crate::engine::Engine;
 use crate::host::Host;
 use crate::link::{Link, Sink, Source};
@@ -55,6 +56,8 @@ pub struct Worker<L: Link, H: Host> {
     statistics: Option<Box<Statistics>>,
     /// What we serve, as far as it can end.
     watch: Option<Watch>,
+    /// `--conf-path`.
+    control: Option<Box<control::Server>>,
 }
 
 /// What the events of a turn have said about the link.
@@ -77,6 +80,7 @@ impl<L: Link, H: Host> Worker<L, H> {
             signal_owed: false,
             statistics: None,
             watch: None,
+            control: None,
         }
     }
 
@@ -93,6 +97,11 @@ impl<L: Link, H: Host> Worker<L, H> {
         watch.register(&self.epoll, WATCH)?;
         self.watch = Some(watch);
         Ok(())
+    }
+
+    /// Serves clients that show and replace the forwarding rules.
+    pub fn serve_control(&mut self, server: control::Server) {
+        self.control = Some(Box::new(server));
     }
 
     /// The engine, for tests and statistics.
@@ -121,7 +130,8 @@ impl<L: Link, H: Host> Worker<L, H> {
             return Some(Duration::ZERO);
         }
         let table = self.statistics.as_ref().and_then(|s| s.due());
-        let next = self.engine.next_deadline().into_iter().chain(table).min();
+        let control = self.control.as_ref().and_then(|c| c.deadline());
+        let next = self.engine.next_deadline().into_iter().chain(table).chain(control).min();
         let next = next.map(|at| at.since(now));
         if self.signal_owed { next.into_iter().chain([SIGNAL_DELAY]).min() } else { next }
     }
@@ -165,6 +175,7 @@ impl<L: Link, H: Host> Worker<L, H> {
                         return Ok(Some(Exit::Ended(end)));
                     }
                 }
+                Token::Runtime(n) if control::Server::owns(n) => self.on_control(n, now),
                 Token::Runtime(_) => {}
             }
         }
@@ -176,11 +187,28 @@ impl<L: Link, H: Host> Worker<L, H> {
         }
         sink.flush()?;
         self.signal_owed = source.signal(sink.has_signalled() && !self.signal_owed);
+        if let Some(control) = &mut self.control {
+            control.on_deadline(self.engine.rules(), now);
+        }
         if let Some(statistics) = &mut self.statistics {
             let table = statistics.turn(now, |into| gather(&self.link, &self.engine, into));
             table.iter().for_each(|table| crate::log::to_stderr(table));
         }
         Ok(None)
+    }
+
+    /// Something has happened at the control socket; perhaps there are new rules.
+    fn on_control(&mut self, number: u32, now: Instant) {
+        let Some(control) = &mut self.control else { return };
+        let Some(tables) = control.on_event(number, self.engine.rules(), now) else { return };
+        let outcome = match self.engine.replace_rules(&tables) {
+            Ok(changes) => {
+                changes.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+                Ok(changes.warnings.join("\n"))
+            }
+            Err(failure) => Err(failure.to_string()),
+        };
+        control.settle(&outcome, self.engine.rules(), now);
     }
 
     fn serve_link(&mut self, seen: &Seen, now: Instant) -> io::Result<()> {

@@ -231,6 +231,11 @@ const WORKER: &[Entry] = &[
             &[equal(1, libc::IPPROTO_UDP), equal(2, libc::UDP_GRO)],
         ],
     ),
+    // host::listen asks how many descriptors there may be. Nothing is set.
+    when(
+        libc::SYS_prlimit64,
+        &[&[equal(0, 0), equal(1, libc::RLIMIT_NOFILE.cast_signed()), equal(2, 0)]],
+    ),
     // Non-blocking sockets and copies of descriptors (File::try_clone); no ownership, no leases.
     always(libc::SYS_dup),
     when(
@@ -279,6 +284,8 @@ const CLIENT: &[Entry] = &[
     always(libc::SYS_sendto),
     always(libc::SYS_shutdown),
     always(libc::SYS_close),
+    // Debug builds of the standard library ask whether what they close is open.
+    when(libc::SYS_fcntl, &[&[equal(1, libc::F_GETFD)]]),
 ];
 
 // Requests of ioctl(2), as include/uapi/asm-generic/ioctls.h and linux/sockios.h have them for
@@ -299,14 +306,8 @@ const NAMESPACE: &[Entry] = &[
 ];
 
 /// What the process inside a namespace needs (host::inside): to hear, to make a socket, to tell.
-const INSIDE: &[Entry] = &[
-    always(libc::SYS_recvfrom),
-    always(libc::SYS_sendmsg),
-    always(libc::SYS_close),
-    // The standard library's check of a descriptor that it closes, in debug builds.
-    when(libc::SYS_fcntl, &[&[equal(1, libc::F_GETFD)]]),
-    SOCKETS,
-];
+const INSIDE: &[Entry] =
+    &[always(libc::SYS_recvfrom), always(libc::SYS_sendmsg), always(libc::SYS_close), SOCKETS];
 
 /// The tables of a role.
 pub(super) fn entries(role: Role) -> impl Iterator<Item = &'static Entry> {

@@ -14,9 +14,6 @@ pub(super) enum Action {
     Path(&'static str, fn(&mut Typed, &std::path::Path) -> Result<(), String>),
     /// Prints something and ends the program.
     Print(fn(Program) -> String),
-    /// Known by name (and the name of its value), to be refused with a better line than an
-    /// unknown one.
-    Later(Option<&'static str>),
 }
 
 /// One option.
@@ -63,16 +60,10 @@ impl Opt {
         }
     }
 
-    /// Whether the option does something today.
-    pub(super) const fn supported(&self) -> bool {
-        !matches!(self.action, Later(_))
-    }
-
     /// The name of the option's value, if it takes one.
     pub(super) const fn value(&self) -> Option<&'static str> {
         match self.action {
             Text(name, _) | Path(name, _) => Some(name),
-            Later(name) => name,
             Flag(_) | Print(_) => None,
         }
     }
@@ -98,7 +89,7 @@ impl Opt {
 
     /// Whether the option does something in `mode` that users are told of.
     pub(super) const fn documented_in(&self, mode: Mode) -> bool {
-        self.supported() && self.documented & bit(mode) != 0
+        self.documented & bit(mode) != 0
     }
 
     /// What the option does, in the words of `program`: its guest is a namespace.
@@ -127,7 +118,7 @@ impl Opt {
     }
 }
 
-use Action::{Flag, Later, Path, Print, Text};
+use Action::{Flag, Path, Print, Text};
 
 fn deprecated(name: &str, instead: &str) -> String {
     format!("--{name} is deprecated, use {instead}")
@@ -233,7 +224,13 @@ const GENERAL: &[Opt] = &[
         Text("DELAY", values::stats),
         "Print counters on standard error, every DELAY seconds at most; with --foreground only",
     ),
-    Opt::new(ANY, Some('c'), "conf-path", Later(Some("PATH")), "Socket for run-time updates"),
+    Opt::new(
+        ANY,
+        Some('c'),
+        "conf-path",
+        Path("PATH", |t, v| values::socket(&mut t.conf_path, v)),
+        "Socket at which pesto may show and change forwarded ports",
+    ),
     Opt::new(
         ANY,
         None,
@@ -256,7 +253,7 @@ const MACHINE: &[Opt] = &[
         VM,
         Some('s'),
         "socket",
-        Path("PATH", values::socket),
+        Path("PATH", |t, v| values::socket(&mut t.socket, v)),
         "Socket to listen on (default: first free /tmp/passt_N.socket)",
     )
     .aliases(&["socket-path"]),

@@ -64,12 +64,12 @@ fn per_family(
     Ok(())
 }
 
-pub(super) fn socket(typed: &mut Typed, path: &Path) -> Outcome {
+pub(super) fn socket(into: &mut Option<std::path::PathBuf>, path: &Path) -> Outcome {
     let len = path.as_os_str().as_bytes().len();
     if len == 0 || len >= MAX_SOCKET_PATH {
         return Err(format!("Invalid socket path: {}", path.display()));
     }
-    typed.socket = Some(path.to_owned());
+    *into = Some(path.to_owned());
     Ok(())
 }
 

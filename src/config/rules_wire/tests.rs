@@ -194,7 +194,8 @@ fn no_more_rules_are_kept_than_two_tables_can_have() {
 
 #[test]
 fn a_result_has_a_status_and_perhaps_a_reason() {
-    assert_eq!(emit_result(&Ok(())), *b"basil:r\0\0\0\0\0\0\0\0\0");
+    assert_eq!(emit_result(&Ok(String::new())), *b"basil:r\0\0\0\0\0\0\0\0\0");
+    assert_eq!(emit_result(&Ok("a".to_owned())), *b"basil:r\0\0\0\0\0\0\0\0\x01a");
     assert_eq!(emit_result(&Err("no".to_owned())), *b"basil:r\0\0\0\0\x01\0\0\0\x02no");
     let long = emit_result(&Err("ü".repeat(MAX_TEXT)));
     assert_eq!(long.len(), 16 + MAX_TEXT);
@@ -276,10 +277,11 @@ proptest! {
 
     #[test]
     fn results_survive_the_wire_in_pieces_of_any_size(
-        text in proptest::option::of(".{0,300}"),
+        text in ".{0,300}",
+        taken: bool,
         cuts in proptest::collection::vec(1usize..20, 1..8),
     ) {
-        let outcome = text.map_or(Ok(()), Err);
+        let outcome = if taken { Ok(text) } else { Err(text) };
         let mut reader = ResultReader::default();
         let read = in_pieces(&emit_result(&outcome), &cuts, |piece| reader.push(piece));
         prop_assert_eq!(read, Ok(Some(outcome)));
