@@ -411,6 +411,21 @@ fn without_an_interface_only_the_loopback_is_brought_up() {
 }
 
 #[test]
+fn who_configures_himself_finds_a_link_that_is_down_with_its_mtu_and_its_queue() {
+    let tap = Tap { name: "x0".to_owned(), mac: None, mtu: Some(9000) };
+    let shown = in_namespace(|| {
+        sh("ip link add x0 type veth peer name y0");
+        let warnings = interface::configure(route_socket(), Some(&tap), None).expect("is allowed");
+        assert_eq!(warnings, [""; 0]);
+        sh("ip addr show dev x0")
+    });
+    for words in ["<BROADCAST,MULTICAST,M-DOWN>", " mtu 9000 ", " state DOWN ", " qlen 8192"] {
+        assert!(shown.contains(words), "{words} in {shown}");
+    }
+    assert!(!shown.contains("inet"), "{shown}");
+}
+
+#[test]
 fn what_cannot_be_done_without_is_one_line() {
     let tap = |name: &str, mtu| Tap { name: name.to_owned(), mac: None, mtu };
     let plan = NetPlan::default();

@@ -24,11 +24,9 @@ use crate::pasta::{self, interface};
 use crate::runtime::Clock;
 use crate::sandbox::{self, Identity, Jail, Role, RunAs, Started};
 use crate::sys::epoll::Epoll;
-use crate::sys::error_text;
 use crate::time::Duration;
 use log::{info, warn};
 use std::io;
-use std::os::fd::AsFd as _;
 use std::rc::Rc;
 
 /// Serves a network namespace; returns the exit status.
@@ -135,9 +133,6 @@ fn set_up(inside: &mut Inside, config: &Pasta) -> Result<Option<Tap>, Error> {
     };
     let tun = inside.get(Wanted::Tun).map_err(Error::NoTun)?;
     let tap = Tap::open(tun, &asked.name)?;
-    if let Err(e) = tap.lengthen_queue(route.as_fd()) {
-        warn!("Couldn't lengthen the queue of {}: {}", tap.name(), error_text(&e));
-    }
     // The kernel may have filled in a number.
     let made = config::Tap { name: tap.name().to_owned(), ..asked.clone() };
     show(&interface::configure(route, Some(&made), config.config_net.as_ref())?);

@@ -12,6 +12,11 @@ use std::path::PathBuf;
 /// The interface in the namespace when the host has none to be named after.
 const DEFAULT_TAP: &str = "tap0";
 
+/// Packets that the interface keeps for us at most. The kernel drops what comes beyond them and
+/// slows nobody down (its queue is never stopped), so there must be place for all that the
+/// windows of many connections allow; it costs 8 bytes each until they are used.
+pub const QUEUE_LENGTH: u16 = 8192;
+
 /// Which namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Target {
@@ -40,7 +45,7 @@ pub struct Tap {
     pub name: String,
     /// Its MAC address; `None` is the kernel's choice.
     pub mac: Option<MacAddr>,
-    /// Its MTU, set with `--config-net`; `None` (`--mtu 0`) is the kernel's choice.
+    /// Its MTU; `None` (`--mtu 0`) is the kernel's choice.
     pub mtu: Option<u16>,
 }
 

@@ -45,10 +45,7 @@ const BATCH: usize = 256;
 /// Bytes of frames that wait for the namespace, or are being made for it.
 const SINK_BUFFER: usize = 2 << 20;
 
-/// Packets that the interface keeps for us at most. The kernel drops what comes beyond them and
-/// slows nobody down (its queue is never stopped), so there must be place for all that the
-/// windows of many connections allow; it costs 8 bytes each until they are used.
-pub const QUEUE_LENGTH: u16 = 8192;
+pub use crate::config::namespace::QUEUE_LENGTH;
 
 /// How often in a row the kernel may have no memory for a frame that it says it has room for.
 const TRIES: u8 = 64;

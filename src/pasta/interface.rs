@@ -4,6 +4,7 @@
 //! warning, and all such have one line.
 
 use crate::config::facts::{Address, NextHop, Route};
+use crate::config::namespace::QUEUE_LENGTH;
 use crate::config::netplan::NetPlan;
 use crate::config::{Tap, ports};
 use crate::host::netlink::channel::Channel;
@@ -51,7 +52,7 @@ fn to(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
 }
 
 /// Sets up the network of a namespace, over a NETLINK_ROUTE socket `route` that was made in it:
-/// the loopback interface always, the MAC address of `tap` where it has one, and what `plan` says.
+/// the loopback interface always, the link that `tap` is, and what `plan` says.
 /// Not only the maker of the socket but its user, too, needs CAP_NET_ADMIN over the namespace.
 ///
 /// # Errors
@@ -65,15 +66,11 @@ pub fn configure(
     let lo = inside.link(ports::LOOPBACK)?;
     inside.bring_up(lo.index, Vec::new()).map_err(to("bring up the loopback interface"))?;
     let Some(tap) = tap else { return Ok(Vec::new()) };
-    let name = &tap.name;
-    if let Some(mac) = tap.mac {
-        let link = inside.link(name)?;
-        let change = vec![LinkAttribute::Address(mac.0.to_vec())];
-        inside
-            .change_link(link.index, change)
-            .map_err(to(format!("set MAC address {mac} of {name}")))?;
+    let mut warnings = inside.prepare(tap)?;
+    if let Some(plan) = plan {
+        warnings.extend(inside.carry_out(&tap.name, plan)?);
     }
-    plan.map_or_else(|| Ok(Vec::new()), |plan| inside.carry_out(tap, plan))
+    Ok(warnings)
 }
 
 /// An interface as it is.
@@ -88,14 +85,27 @@ struct Link {
 struct Inside(Channel);
 
 impl Inside {
-    fn carry_out(&mut self, tap: &Tap, plan: &NetPlan) -> Result<Warnings, Error> {
+    /// What holds for the link whoever configures it.
+    fn prepare(&mut self, tap: &Tap) -> Result<Warnings, Error> {
         let name = &tap.name;
-        let mut link = self.link(name)?;
-        if let Some(mtu) = tap.mtu {
-            self.change_link(link.index, vec![LinkAttribute::Mtu(mtu.into())])
-                .map_err(to(format!("set MTU {mtu} of {name}")))?;
-            link = self.link(name)?; // with a small MTU, there is no IPv6 any more
+        let index = self.link(name)?.index;
+        if let Some(mac) = tap.mac {
+            self.change_link(index, vec![LinkAttribute::Address(mac.0.to_vec())])
+                .map_err(to(format!("set MAC address {mac} of {name}")))?;
         }
+        // Advertised as well, but an advertisement cannot raise it.
+        if let Some(mtu) = tap.mtu {
+            self.change_link(index, vec![LinkAttribute::Mtu(mtu.into())])
+                .map_err(to(format!("set MTU {mtu} of {name}")))?;
+        }
+        let queue = LinkAttribute::TxQueueLen(QUEUE_LENGTH.into());
+        let lengthened = self.change_link(index, vec![queue]);
+        let failed = |e| format!("Couldn't lengthen the queue of {name}: {}", error_text(&e));
+        Ok(lengthened.err().map(failed).into_iter().collect())
+    }
+
+    fn carry_out(&mut self, name: &str, plan: &NetPlan) -> Result<Warnings, Error> {
+        let link = self.link(name)?;
         let own_link_local = plan.ipv6 && link.mode.is_some();
         // The kernel would look for duplicates of the link-local address that it makes, which
         // takes a second or two; ours is usable at once.
