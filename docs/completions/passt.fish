@@ -4,6 +4,7 @@ complete -c passt -l runas -d 'Whom to become when started as root, names or num
 complete -c passt -s p -l pcap -d 'Capture the guest\'s frames to a file, in pcap format' -r -F
 complete -c passt -s P -l pid -d 'Write the process\'s number to a file' -r -F
 complete -c passt -l stats -d 'Print counters on standard error, every DELAY seconds at most; with --foreground only' -r -f
+complete -c passt -s c -l conf-path -d 'Socket at which pesto may show and change forwarded ports' -r -F
 complete -c passt -s s -l socket -l socket-path -d 'Socket to listen on (default: first free /tmp/passt_N.socket)' -r -F
 complete -c passt -s F -l fd -d 'Use an open and connected descriptor instead; implies --one-off' -r -f
 complete -c passt -l repair-path -d 'Socket of the helper for migration; only \'none\' so far' -r -F
