@@ -15,3 +15,4 @@ pub mod sim;
 pub mod sim_host;
 pub mod sim_link;
 pub mod smol;
+pub mod tapped;

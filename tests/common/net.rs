@@ -117,6 +117,11 @@ impl Namespace {
         })
     }
 
+    /// Takes its name away: it lives on while someone is in it.
+    pub fn remove(&self) {
+        run("ip", ["netns", "del", &self.name]);
+    }
+
     fn sysctl(&self, name: &str, value: &str) {
         // /proc/sys/net shows the namespace of the thread that opens it.
         let path = Path::new("/proc/sys").join(name);
@@ -127,7 +132,9 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
+        if self.path().exists() {
+            let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
+        }
     }
 }
 
