@@ -7,6 +7,7 @@ use clap::{Arg, Command};
 use clap_complete::Shell;
 use clap_mangen::Man;
 use passt::config::options::{Program, documented};
+use passt::pesto::options::command as pesto;
 use std::path::{Path, PathBuf};
 use std::process::Command as Started;
 use std::{env, fs};
@@ -54,19 +55,24 @@ fn as_part(line: &str) -> String {
     format!(".SS \"{first}{}\"", chars.as_str().to_lowercase())
 }
 
-fn page(program: Program, by_hand: &str) -> String {
+fn page(command: &Command, by_hand: &str) -> String {
+    let title = command.get_name().to_uppercase();
     // Second names are in no list of the generator's.
-    let command = documented(program).mut_args(|arg| match names(&arg).as_slice() {
-        [_, others @ ..] if !others.is_empty() => {
-            let help =
-                format!("{} (also {})", arg.get_help().expect("is there"), others.join(", "));
-            arg.help(help)
+    let command = command.clone().version(env!("CARGO_PKG_VERSION")).mut_args(|arg| {
+        match names(&arg).as_slice() {
+            [_, others @ ..] if !others.is_empty() => {
+                let help =
+                    format!("{} (also {})", arg.get_help().expect("is there"), others.join(", "));
+                arg.help(help)
+            }
+            _ => arg,
         }
-        _ => arg,
     });
-    let man = Man::new(command).title(program.name().to_uppercase()).manual("User Commands");
+    let man = Man::new(command).title(title).manual("User Commands");
     let options = section(|w| man.render_options_section(w), ".SH ");
-    let options: Vec<_> = options.lines().map(as_part).collect();
+    let options = options.lines().map(as_part);
+    // The only part of those that have one needs no heading.
+    let options: Vec<_> = options.filter(|line| line != ".SS \"Options\"").collect();
     let (before, after) = by_hand.split_once(PLACE).expect("says where the options go");
     [
         ".\\\" Made of the options and of docs/man by tests/manual.rs: edit those.\n".to_owned(),
@@ -86,9 +92,9 @@ fn names(arg: &Arg) -> Vec<String> {
     all.iter().map(|name| format!("--{name}")).collect()
 }
 
-fn completion(program: Program, shell: Shell) -> String {
+fn completion(command: &Command, shell: Shell) -> String {
     let mut bytes = Vec::new();
-    clap_complete::generate(shell, &mut documented(program), program.name(), &mut bytes);
+    clap_complete::generate(shell, &mut command.clone(), command.get_name(), &mut bytes);
     let text = String::from_utf8(bytes).expect("is text");
     // No blanks at the ends of lines in files of ours.
     text.lines().map(|line| format!("{}\n", line.trim_end())).collect()
@@ -102,52 +108,53 @@ fn names_all(what: &str, command: &Command, text: &str) {
     }
 }
 
-const PROGRAMS: [Program; 2] = [Program::Passt, Program::Pasta];
+fn programs() -> [Command; 3] {
+    [documented(Program::Passt), documented(Program::Pasta), pesto()]
+}
 
-fn by_hand(program: Program) -> String {
-    fs::read_to_string(docs(&format!("man/{}.in", program.name()))).expect("is there")
+fn by_hand(command: &Command) -> String {
+    fs::read_to_string(docs(&format!("man/{}.in", command.get_name()))).expect("is there")
 }
 
 #[test]
 fn manual_pages_are_what_the_options_give() {
-    for program in PROGRAMS {
-        let text = page(program, &by_hand(program));
-        names_all("the manual page", &documented(program), &text);
-        compare(&format!("man/{}.1", program.name()), &text);
+    for command in programs() {
+        let text = page(&command, &by_hand(&command));
+        names_all("the manual page", &command, &text);
+        compare(&format!("man/{}.1", command.get_name()), &text);
     }
 }
 
 #[test]
 fn manual_pages_speak_of_options_that_exist() {
-    for program in PROGRAMS {
-        let by_hand = by_hand(program).replace("\\-", "-");
-        let command = documented(program);
+    for command in programs() {
+        let by_hand = by_hand(&command).replace("\\-", "-");
         let known: Vec<_> = command.get_arguments().flat_map(names).collect();
         let examples = by_hand.split(|c: char| c.is_whitespace() || c == '\\');
         let spoken_of: Vec<_> = examples.filter(|word| word.starts_with("--")).collect();
-        assert!(spoken_of.len() > 10, "{spoken_of:?}");
+        assert!(spoken_of.len() > known.len() / 4, "{spoken_of:?}");
         for word in spoken_of.into_iter().filter(|word| *word != "--") {
             let word = word.trim_end_matches(['.', ',', ':', ';']);
-            assert!(known.iter().any(|name| name == word), "{word}");
+            let of_a_daemon = command.get_name() == "pesto" && word == "--conf-path";
+            assert!(of_a_daemon || known.iter().any(|name| name == word), "{word}");
         }
     }
 }
 
 #[test]
 fn completions_are_what_the_options_give() {
-    for program in PROGRAMS {
-        let name = program.name();
+    for command in programs() {
+        let name = command.get_name();
         for (shell, file) in [
             (Shell::Bash, format!("{name}.bash")),
             (Shell::Zsh, format!("_{name}")),
             (Shell::Fish, format!("{name}.fish")),
         ] {
-            let text = completion(program, shell);
+            let text = completion(&command, shell);
             let names = text.replace(" -l ", " --");
-            names_all(&file, &documented(program), &names);
-            let of_the_other = ["--netns-only", "--one-off"].map(|name| names.contains(name));
-            let expected = [program == Program::Pasta, program == Program::Passt];
-            assert_eq!(of_the_other, expected, "{file}");
+            names_all(&file, &command, &names);
+            let of_one = ["--one-off", "--netns-only", "--delete"].map(|name| names.contains(name));
+            assert_eq!(of_one, ["passt", "pasta", "pesto"].map(|other| name == other), "{file}");
             compare(&format!("completions/{file}"), &text);
         }
     }
@@ -155,11 +162,12 @@ fn completions_are_what_the_options_give() {
 
 #[test]
 fn help_texts_name_every_option_on_standard_output_alone() {
-    let programs = [env!("CARGO_BIN_EXE_passt"), env!("CARGO_BIN_EXE_pasta")];
-    for (program, path) in PROGRAMS.into_iter().zip(programs) {
+    let paths =
+        [env!("CARGO_BIN_EXE_passt"), env!("CARGO_BIN_EXE_pasta"), env!("CARGO_BIN_EXE_pesto")];
+    for (command, path) in programs().into_iter().zip(paths) {
         let output = Started::new(path).arg("--help").output().expect("starts");
         assert_eq!((output.status.code(), &*output.stderr), (Some(0), &b""[..]));
         let text = String::from_utf8(output.stdout).expect("is text");
-        names_all("the help text", &documented(program), &text);
+        names_all("the help text", &command, &text);
     }
 }

@@ -6,18 +6,19 @@
 
 mod common;
 
-use common::net::{HOST4, Lab, PATIENCE, Passt};
+use common::net::{HOST4, Lab, Namespace, PATIENCE, Passt};
 use common::packets::{ACK, End, FIN, PSH, SYN, Tcp, read_tcp};
 use std::collections::HashMap;
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::thread;
+use std::time::Instant;
 
 const LOOPBACK: &str = "127.0.0.1";
 
@@ -267,7 +268,7 @@ fn connections_outlive_their_rule_and_waiting_ones_the_change_of_others() {
 #[test]
 fn what_cannot_be_listened_on_changes_nothing_and_is_told() {
     let daemon = Daemon::start(&["-t", "5001"]);
-    let taken = daemon.lab.host.within(|| std::net::TcpListener::bind((LOOPBACK, 5002)));
+    let taken = daemon.lab.host.within(|| TcpListener::bind((LOOPBACK, 5002)));
     let taken = taken.expect("is free");
     for (line, why) in [
         (
@@ -497,6 +498,127 @@ fn the_client_is_locked_up_before_it_connects() {
     }
     stream.write_all(&greeting(&[])).expect("is read");
     assert_eq!(client.wait().expect("is ours").code(), Some(0));
+}
+
+/// A `pasta` in "host" that serves the namespace "far" without an interface there.
+struct Pasta {
+    child: Child,
+    control: PathBuf,
+    lab: Lab,
+}
+
+impl Pasta {
+    fn start(options: &str) -> Self {
+        let lab = Lab::new();
+        let control = lab.dir.join("control");
+        let mut command = lab.host.command(env!("CARGO_BIN_EXE_pasta"));
+        command.args(["-f", "-q", "--splice-only", "--netns"]).arg(lab.far.path());
+        command.arg("-c").arg(&control).args(options.split_whitespace());
+        let child = command.stdin(Stdio::null()).spawn().expect("starts");
+        let mut pasta = Self { child, control, lab };
+        while !pasta.control.exists() {
+            assert!(matches!(pasta.child.try_wait(), Ok(None)), "it did not start");
+            thread::yield_now();
+        }
+        pasta.rules(); // who answers has bound its ports
+        pasta
+    }
+
+    #[track_caller]
+    fn quietly(&self, line: &str) {
+        assert_eq!(output(&pesto(line, &self.control)), "");
+    }
+
+    #[track_caller]
+    fn rules(&self) -> String {
+        output(&pesto("", &self.control))
+    }
+}
+
+impl Drop for Pasta {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A word goes from one namespace to a server in another, by this port.
+#[track_caller]
+fn reaches(client: &Namespace, server: &Namespace, port: u16, to: u16) {
+    let listener = server.within(|| TcpListener::bind((LOOPBACK, to))).expect("is free");
+    let mut stream = until(|| client.within(|| TcpStream::connect((LOOPBACK, port))).ok());
+    stream.write_all(b"there").expect("is open");
+    let (mut served, _) = listener.accept().expect("it comes");
+    served.set_read_timeout(Some(PATIENCE)).expect("is open");
+    let mut word = [0; 5];
+    served.read_exact(&mut word).expect("it comes");
+    assert_eq!(word, *b"there");
+}
+
+/// Asks until there is something.
+fn until<T>(mut ask: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = ask() {
+            return found;
+        }
+        assert!(start.elapsed() < PATIENCE, "it does not come");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn pasta_has_a_table_for_each_direction() {
+    let pasta = Pasta::start("-t none -u none -T none -U none");
+    let (host, far) = (&pasta.lab.host, &pasta.lab.far);
+    let none = "Inbound forwarding rules (HOST):\nOutbound forwarding rules (SPLICE):\n";
+    assert_eq!(pasta.rules(), none);
+    pasta.quietly("-A -t 5001:5002 -T 5003:5004");
+    assert_eq!(
+        pasta.rules(),
+        "Inbound forwarding rules (HOST):\n    TCP [*]:5001  =>  5002\n\
+         Outbound forwarding rules (SPLICE):\n    TCP [*]%lo:5003  =>  5004\n"
+    );
+    reaches(host, far, 5001, 5002);
+    reaches(far, host, 5003, 5004);
+    // The first ports for one table replace that one alone.
+    pasta.quietly("-t 5005");
+    let refused = |side: &Namespace, port| {
+        let outcome = side.within(|| TcpStream::connect((LOOPBACK, port)));
+        outcome.is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused)
+    };
+    assert!(refused(host, 5001));
+    reaches(far, host, 5003, 5004);
+    reaches(host, far, 5005, 5005);
+    pasta.quietly("-D -T 5003:5004");
+    assert!(refused(far, 5003));
+    let taken = far.within(|| TcpListener::bind((LOOPBACK, 5006))).expect("is free");
+    let said = failure(&pesto("-A -t 5007 -T 5006", &pasta.control));
+    assert!(said.starts_with("Listen failed for SPLICE TCP port *%lo/5006: Address"), "{said}");
+    assert!(refused(host, 5007), "both tables or none");
+    drop(taken);
+    pasta.quietly("-C HOST -C SPLICE");
+    assert_eq!(pasta.rules(), none);
+    assert!(refused(host, 5005));
+}
+
+#[test]
+fn automatic_ports_survive_the_way_to_the_client_and_back() {
+    let pasta = Pasta::start("-t auto -u none -T none -U none");
+    let (host, far) = (&pasta.lab.host, &pasta.lab.far);
+    reaches(host, far, 5001, 5001);
+    let before = pasta.rules();
+    assert!(before.contains("  (best effort)  (auto-scan)\n"), "{before}");
+    pasta.quietly("-A -u 5002 -T auto");
+    let after = pasta.rules();
+    for line in before.lines() {
+        assert!(after.contains(line), "{line} in {after}");
+    }
+    reaches(host, far, 5003, 5003);
+    reaches(far, host, 5004, 5004);
+    pasta.quietly("-D -t auto -D -u 5002");
+    assert!(!pasta.rules().contains("(HOST):\n    "));
+    reaches(far, host, 5005, 5005);
 }
 
 /// Clients of the control socket that mean no good, for as long as `stop` does not say so.
