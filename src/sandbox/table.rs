@@ -284,9 +284,11 @@ const CLIENT: &[Entry] = &[
     always(libc::SYS_sendto),
     always(libc::SYS_shutdown),
     always(libc::SYS_close),
-    // Debug builds of the standard library ask whether what they close is open.
-    when(libc::SYS_fcntl, &[&[equal(1, libc::F_GETFD)]]),
+    IS_OPEN,
 ];
+
+/// Debug builds of the standard library ask whether what they close is open.
+const IS_OPEN: Entry = when(libc::SYS_fcntl, &[&[equal(1, libc::F_GETFD)]]);
 
 // Requests of ioctl(2), as include/uapi/asm-generic/ioctls.h and linux/sockios.h have them for
 // all our machines; libc's own are of a type that differs between C libraries.
@@ -306,8 +308,13 @@ const NAMESPACE: &[Entry] = &[
 ];
 
 /// What the process inside a namespace needs (host::inside): to hear, to make a socket, to tell.
-const INSIDE: &[Entry] =
-    &[always(libc::SYS_recvfrom), always(libc::SYS_sendmsg), always(libc::SYS_close), SOCKETS];
+const INSIDE: &[Entry] = &[
+    always(libc::SYS_recvfrom),
+    always(libc::SYS_sendmsg),
+    always(libc::SYS_close),
+    IS_OPEN,
+    SOCKETS,
+];
 
 /// The tables of a role.
 pub(super) fn entries(role: Role) -> impl Iterator<Item = &'static Entry> {
