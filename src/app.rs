@@ -27,6 +27,7 @@ use crate::link::vhost::{Settings, VhostLink};
 use crate::pasta::command::{Held, Inherited};
 use crate::pasta::watch::{End, Watch};
 pub use crate::pesto::main as pesto;
+use crate::runtime::host_watch::{HostWatch, Planner};
 use crate::runtime::worker::{Exit, Worker};
 use crate::runtime::{self, Clock};
 use crate::sandbox::{self, Identity, Jail, Jailed, Role, RunAs, RunAsError, Started};
@@ -205,9 +206,14 @@ fn run(program: Program, mode: Mode, typed: &Typed) -> Result<u8, Error> {
     // The command of a namespace inherits what we have, so there that is given up later.
     let started = (mode != Mode::Pasta).then(Started::begin).transpose()?;
     let signals = Signals::block()?;
-    let (config, warnings) = Config::new(mode, typed, &facts()?)?;
+    let facts = facts()?;
+    let (config, warnings) = Config::new(mode, typed, &facts)?;
     warnings.iter().for_each(|warning| warn!("{warning}"));
     let begun = || started.map_or_else(Started::begin, Ok);
+    let planner = || {
+        let resolv = File::open("/etc/resolv.conf").ok();
+        Planner { typed: typed.clone(), facts, resolv }
+    };
     match config {
         Config::Pasta(config) => pasta::serve(&config, before, signals),
         Config::VhostUser(config) => {
@@ -216,14 +222,14 @@ fn run(program: Program, mode: Mode, typed: &Typed) -> Result<u8, Error> {
                 Door::Listener(l) => VhostLink::listen(l, one_off, epoll, settings),
                 Door::Connected(stream) => VhostLink::connected(stream, epoll, settings),
             };
-            machine(begun()?, signals, inherited, &config, Role::VhostUser, link)
+            machine(begun()?, signals, inherited, &config, planner(), Role::VhostUser, link)
         }
         Config::Stream(config) => {
             let link = |door, one_off, epoll| match door {
                 Door::Listener(l) => StreamLink::listen(l, one_off, epoll),
                 Door::Connected(stream) => StreamLink::connected(stream, epoll),
             };
-            machine(begun()?, signals, inherited, &config, Role::Stream, link)
+            machine(begun()?, signals, inherited, &config, planner(), Role::Stream, link)
         }
     }
 }
@@ -316,6 +322,7 @@ fn machine<L: Parts>(
     signals: Signals,
     inherited: Option<OwnedFd>,
     config: &Machine,
+    planner: Planner,
     role: Role,
     open: impl FnOnce(Door, bool, Rc<Epoll>) -> io::Result<L>,
 ) -> Result<u8, Error> {
@@ -337,6 +344,7 @@ fn machine<L: Parts>(
     let capture = network.pcap.as_deref().and_then(open_capture);
     let rules = Rules::from(network.forwards.clone());
     let sockets = open_sockets(&epoll, network, &rules)?;
+    let host_watch = watch_host(&epoll, network, Some(planner));
     let hash_key = random_key().map_err(|e| Error::System("get random numbers", e))?;
     network.summary().iter().for_each(|line| info!("{line}"));
     let launch = Launch::prepare(!own.foreground, pid_file)?;
@@ -347,7 +355,18 @@ fn machine<L: Parts>(
     let stats = own.stats.map(|seconds| Duration::from_secs(seconds.into()));
     let (watch, held) = (None, None);
     let own_sockets = (bound, control);
-    let service = Service { jailed, launch, own_sockets, signals, epoll, role, stats, watch, held };
+    let service = Service {
+        jailed,
+        launch,
+        own_sockets,
+        signals,
+        epoll,
+        role,
+        stats,
+        watch,
+        held,
+        host_watch,
+    };
     let clock = Clock::start();
     let engine = Engine::new(sockets, engine_settings(network, rules, hash_key), clock.now());
     service.run_captured(link, capture, engine, clock)
@@ -414,6 +433,13 @@ fn listen(sockets: &mut Sockets, rules: &Rules) -> Result<(), Error> {
     Ok(())
 }
 
+/// The guest is served without, if that cannot be.
+fn watch_host(epoll: &Epoll, network: &Network, planner: Option<Planner>) -> Option<HostWatch> {
+    HostWatch::open(epoll, network.clone(), planner)
+        .inspect_err(|e| warn!("Couldn't watch the host's network: {}", error_text(e)))
+        .ok()
+}
+
 fn device_name(device: Option<&config::Device>) -> Option<CString> {
     // Interface names have no NUL: these were found on the host.
     CString::new(device?.name.as_str()).ok()
@@ -454,6 +480,8 @@ struct Service {
     watch: Option<Watch>,
     /// The command that waits until we are ready.
     held: Option<Held>,
+    /// Who our neighbours are, and what becomes of the host's network.
+    host_watch: Option<HostWatch>,
 }
 
 impl Service {
@@ -493,6 +521,9 @@ impl Service {
         let (bound_control, control) = control.unzip();
         if let Some(control) = control {
             worker.serve_control(control);
+        }
+        if let Some(watch) = self.host_watch {
+            worker.watch_host(watch);
         }
         if let Err(e) = self.jailed.lock(self.role) {
             ready.fail(&e);

@@ -7,6 +7,7 @@
 
 use super::{
     Error, Service, engine_settings, listen, open_capture, open_control, open_sockets, random_key,
+    watch_host,
 };
 use crate::config::{self, Pasta, Process};
 use crate::control::Policy;
@@ -73,7 +74,20 @@ pub(super) fn serve(config: &Pasta, before: Inherited, signals: Signals) -> Resu
     let stats = own.stats.map(|seconds| Duration::from_secs(seconds.into()));
     let (own_sockets, role) = ((None, control), Role::Namespace);
     let watched = Rc::clone(&epoll);
-    let service = Service { jailed, launch, own_sockets, signals, epoll, role, stats, watch, held };
+    // What the namespace has was copied from the host: it does not follow.
+    let host_watch = config.tap.as_ref().and_then(|_| watch_host(&epoll, network, None));
+    let service = Service {
+        jailed,
+        launch,
+        own_sockets,
+        signals,
+        epoll,
+        role,
+        stats,
+        watch,
+        held,
+        host_watch,
+    };
     settings.splicing =
         Splicing { inwards: config.splice, lo_to_lo: config.lo_to_lo, only: config.tap.is_none() };
     let clock = Clock::start();

@@ -5,6 +5,7 @@
 //! one of them understands cannot be asked of another.
 
 pub mod facts;
+mod follow;
 pub mod guest;
 pub mod namespace;
 pub mod netplan;

@@ -85,6 +85,9 @@ pub trait Host {
     /// A pipe between sockets, closed on drop.
     type Pipe: std::fmt::Debug;
 
+    /// Link-local IPv6 destinations are on the interface with this number from now on.
+    fn set_scope(&mut self, _scope: u32) {}
+
     /// Opens a TCP connection to `to`, from a socket of this side. It is watched in the name of
     /// `token` for `interest`, which is to have its end in it (writable).
     fn connect(

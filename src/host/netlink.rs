@@ -1,9 +1,10 @@
 //! What the host's kernel says of its network: interfaces, addresses, routes, by rtnetlink(7).
 //!
-//! Synchronous, and only at start: each dump is one question and its answer. Single messages that
+//! Synchronous, and only at start ([`monitor`] is for later): each dump is one question and its answer. Single messages that
 //! the crate cannot decode (newer kernels say more) are left out, the rest is used.
 
 pub mod channel;
+pub mod monitor;
 
 use crate::config::facts::{Address, HostFacts, Interface, MAIN_TABLE, NextHop, Route};
 use crate::config::{ports, resolv::Resolv};

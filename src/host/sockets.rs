@@ -216,6 +216,10 @@ impl Host for Sockets {
         Self::scan(self, rules)
     }
 
+    fn set_scope(&mut self, scope: u32) {
+        self.setup.scope = scope;
+    }
+
     fn is_starved(&self) -> bool {
         Self::is_starved(self)
     }

@@ -2,6 +2,7 @@
 //!
 //! Knows the engine, the seams and epoll; nothing of protocols or of any one link.
 
+pub mod host_watch;
 pub mod statistics;
 pub mod worker;
 

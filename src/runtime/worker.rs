@@ -4,6 +4,7 @@
 //! it; only [`Worker::run`] loops.
 
 use super::Clock;
+use super::host_watch::HostWatch;
 use super::statistics::{Counter, Statistics};
 use crate::control;
 use crate::engine::Engine;
@@ -58,6 +59,7 @@ pub struct Worker<L: Link, H: Host> {
     watch: Option<Watch>,
     /// `--conf-path`.
     control: Option<Box<control::Server>>,
+    host_watch: Option<Box<HostWatch>>,
 }
 
 /// What the events of a turn have said about the link.
@@ -81,6 +83,7 @@ impl<L: Link, H: Host> Worker<L, H> {
             statistics: None,
             watch: None,
             control: None,
+            host_watch: None,
         }
     }
 
@@ -102,6 +105,11 @@ impl<L: Link, H: Host> Worker<L, H> {
     /// Serves clients that show and replace the forwarding rules.
     pub fn serve_control(&mut self, server: control::Server) {
         self.control = Some(Box::new(server));
+    }
+
+    /// Follows the host's network with `watch`, which is registered with the epoll.
+    pub fn watch_host(&mut self, watch: HostWatch) {
+        self.host_watch = Some(Box::new(watch));
     }
 
     /// The engine, for tests and statistics.
@@ -131,7 +139,9 @@ impl<L: Link, H: Host> Worker<L, H> {
         }
         let table = self.statistics.as_ref().and_then(|s| s.due());
         let control = self.control.as_ref().and_then(|c| c.deadline());
-        let next = self.engine.next_deadline().into_iter().chain(table).chain(control).min();
+        let host = self.host_watch.as_ref().and_then(|watch| watch.due());
+        let next =
+            self.engine.next_deadline().into_iter().chain(table).chain(control).chain(host).min();
         let next = next.map(|at| at.since(now));
         if self.signal_owed { next.into_iter().chain([SIGNAL_DELAY]).min() } else { next }
     }
@@ -176,11 +186,22 @@ impl<L: Link, H: Host> Worker<L, H> {
                     }
                 }
                 Token::Runtime(n) if control::Server::owns(n) => self.on_control(n, now),
+                Token::Runtime(which) if HostWatch::owns(which) => {
+                    let (_, sink) = self.link.halves();
+                    if let Some(watch) = &mut self.host_watch {
+                        watch.on_event(which, &mut self.engine, sink, now);
+                    }
+                }
                 Token::Runtime(_) => {}
             }
         }
         self.serve_link(&seen, now)?;
         let (source, sink) = self.link.halves();
+        if let Some(watch) =
+            self.host_watch.as_mut().filter(|w| w.due().is_some_and(|at| at <= now))
+        {
+            watch.on_deadline(&mut self.engine, sink, now);
+        }
         self.engine.on_deadlines(sink, now);
         if self.engine.has_ready() {
             self.engine.run_ready(sink, now);

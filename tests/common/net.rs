@@ -224,6 +224,11 @@ impl Lab {
         Self { host, far, dir: TempDir::new(), _turn: turn }
     }
 
+    /// Gives a lab without addresses those of any other.
+    pub fn connect(&self) {
+        connect(&self.host, &self.far);
+    }
+
     /// The resolver configuration for a process inside "host", as a file.
     fn resolv_conf(&self) -> PathBuf {
         let path = self.dir.join("resolv.conf");
@@ -327,6 +332,11 @@ impl Passt {
     /// What it has said on stderr so far.
     pub fn log(&self) -> String {
         self.log.text()
+    }
+
+    /// Waits until it has said this on stderr.
+    pub fn wait_for(&self, words: &str) {
+        self.log.wait_for(words);
     }
 
     pub fn id(&self) -> u32 {

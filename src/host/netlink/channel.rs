@@ -146,15 +146,7 @@ impl Channel {
     /// Appends `message` under the next number.
     fn append(&mut self, bytes: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16) {
         self.sequence = self.sequence.wrapping_add(1);
-        let mut message = NetlinkMessage::from(message);
-        message.header.flags = NLM_F_REQUEST | flags;
-        message.header.sequence_number = self.sequence;
-        message.finalize();
-        let start = bytes.len();
-        bytes.resize(start + message.buffer_len().next_multiple_of(4), 0);
-        if let Some(room) = bytes.get_mut(start..) {
-            message.serialize(room);
-        }
+        bytes.extend(request(message, flags, self.sequence));
     }
 
     fn send(&self, bytes: &[u8]) -> io::Result<()> {
@@ -178,7 +170,19 @@ fn nonsense() -> io::Error {
     io::Error::from_raw_os_error(libc::EPROTO)
 }
 
-fn decode(bytes: &[u8]) -> Option<RouteNetlinkMessage> {
+/// A request with this number.
+pub(super) fn request(message: RouteNetlinkMessage, flags: u16, sequence: u32) -> Vec<u8> {
+    let mut message = NetlinkMessage::from(message);
+    message.header.flags = NLM_F_REQUEST | flags;
+    message.header.sequence_number = sequence;
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len().next_multiple_of(4)];
+    message.serialize(&mut bytes);
+    bytes
+}
+
+/// The message that these bytes, header included, are; `None` if it is not understood.
+pub(super) fn decode(bytes: &[u8]) -> Option<RouteNetlinkMessage> {
     match NetlinkMessage::deserialize(bytes).ok()?.payload {
         NetlinkPayload::InnerMessage(message) => Some(message),
         _ => None,
@@ -186,16 +190,36 @@ fn decode(bytes: &[u8]) -> Option<RouteNetlinkMessage> {
 }
 
 /// The messages of a datagram.
-struct Parts<'a>(&'a [u8]);
+pub(super) struct Parts<'a>(pub(super) &'a [u8]);
 
-struct Part<'a> {
-    bytes: &'a [u8],
+/// One of them.
+pub(super) struct Part<'a> {
+    pub(super) bytes: &'a [u8],
     kind: u16,
     flags: u16,
-    sequence: u32,
+    pub(super) sequence: u32,
 }
 
-impl Part<'_> {
+/// What one message is in the answer to a dump.
+pub(super) enum Answer<'a> {
+    /// A message to decode.
+    Message(&'a [u8]),
+    /// That was all.
+    Done,
+    /// An error instead.
+    Refused,
+}
+
+impl<'a> Part<'a> {
+    /// What this is in the answer to a dump.
+    pub(super) const fn answer(&self) -> Answer<'a> {
+        match self.kind {
+            NLMSG_DONE => Answer::Done,
+            NLMSG_ERROR => Answer::Refused,
+            _ => Answer::Message(self.bytes),
+        }
+    }
+
     /// What a message of type NLMSG_ERROR says: a negative number behind the header, or 0.
     fn outcome(&self) -> io::Result<()> {
         let code = self.bytes.get(HEADER..).and_then(<[u8]>::first_chunk);

@@ -1,0 +1,175 @@
+//! A host whose network has changed since we started: what the guest is to see now. Pure.
+
+use super::facts::HostFacts;
+use super::network::{self, Templates};
+use super::options::Typed;
+use super::template::Template;
+use super::{Devices, Network};
+
+impl Network {
+    /// The network as `typed` means it on the host as it is now; `None` if nothing changes for the
+    /// guest. What was typed stays.
+    ///
+    /// What a host has lost is kept: an interface that goes down mostly comes back with the same
+    /// addresses, and a guest without any would be no better off.
+    pub fn follow(&self, typed: &Typed, facts: &HostFacts) -> Option<Self> {
+        let enabled = network::Enabled { v4: self.guest.v4.is_some(), v6: self.guest.v6.is_some() };
+        let devices = Devices::new(typed, facts).ok()?;
+        let found = super::templates(typed, facts, enabled, &devices).ok()?;
+        let templates = Templates {
+            v4: better(self.templates.v4.as_ref(), found.v4, facts),
+            v6: better(self.templates.v6.as_ref(), found.v6, facts),
+        };
+        let (guest, translation) = network::plan(typed, facts, &templates, enabled);
+        let new = Self { guest, translation, templates, devices, ..self.clone() };
+        (new != *self).then_some(new)
+    }
+}
+
+/// The template to use: the new one, unless it only lacks what is on its way to come back.
+fn better(old: Option<&Template>, new: Option<Template>, facts: &HostFacts) -> Option<Template> {
+    let (Some(old), Some(new)) = (old, new.as_ref()) else { return new.or_else(|| old.cloned()) };
+    let still_there =
+        || facts.addresses.iter().any(|a| a.interface == old.interface && a.addr == old.addr);
+    let lost_gateway = old.gateway.is_some() && new.gateway.is_none();
+    Some(if lost_gateway && still_there() { old.clone() } else { new.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::facts::{Address, Interface, MAIN_TABLE, NextHop, Route};
+    use crate::config::options::{Mode, Program, Request, parse};
+    use crate::config::{ports, resolv::Resolv};
+    use std::ffi::OsString;
+    use std::net::IpAddr;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn typed(line: &str) -> Typed {
+        let args: Vec<OsString> = line.split_whitespace().map(Into::into).collect();
+        match parse(Program::Passt, "passt", &args) {
+            Ok(Request::Run(_, typed)) => *typed,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A host with interfaces `lo`, `eth0` (2) and `wlan0` (3), and nothing else.
+    fn bare() -> HostFacts {
+        let interface = |index, name: &str| Interface {
+            index,
+            name: name.into(),
+            loopback: index == 1,
+            mtu: Some(1500),
+        };
+        HostFacts {
+            interfaces: vec![interface(1, "lo"), interface(2, "eth0"), interface(3, "wlan0")],
+            addresses: Vec::new(),
+            routes: Vec::new(),
+            ipv6: true,
+            resolv: Resolv::parse("nameserver 203.0.113.53"),
+            ephemeral: ports::DEFAULT_EPHEMERAL,
+        }
+    }
+
+    fn address(facts: &mut HostFacts, interface: u32, addr: &str, len: u8) {
+        let addr = ip(addr);
+        let link_local = matches!(addr, IpAddr::V6(a) if a.is_unicast_link_local());
+        let global = !link_local;
+        facts.addresses.push(Address { global, ..Address::new(interface, addr, len) });
+    }
+
+    fn gateway(facts: &mut HostFacts, interface: u32, gateway: &str) {
+        let gateway = ip(gateway);
+        let any = if gateway.is_ipv4() { ip("0.0.0.0") } else { ip("::") };
+        let hops = vec![NextHop::new(interface, Some(gateway))];
+        facts.routes.push(Route { table: MAIN_TABLE, ..Route::new((any, 0), hops) });
+    }
+
+    /// A host on an ordinary network.
+    fn home() -> HostFacts {
+        let mut facts = bare();
+        address(&mut facts, 2, "192.0.2.10", 24);
+        gateway(&mut facts, 2, "192.0.2.1");
+        address(&mut facts, 2, "2001:db8::10", 64);
+        address(&mut facts, 2, "fe80::10", 64);
+        gateway(&mut facts, 2, "fe80::1");
+        facts
+    }
+
+    /// The same host elsewhere.
+    fn away() -> HostFacts {
+        let mut facts = bare();
+        address(&mut facts, 3, "198.51.100.20", 24);
+        gateway(&mut facts, 3, "198.51.100.1");
+        facts
+    }
+
+    fn start(line: &str, facts: &HostFacts) -> Network {
+        Network::new(Mode::Passt, &typed(line), facts).unwrap().0
+    }
+
+    fn v4(network: &Network) -> (String, String) {
+        let v4 = network.guest.v4.as_ref().unwrap();
+        (v4.addr.to_string(), v4.gateway.unwrap().to_string())
+    }
+
+    #[test]
+    fn a_host_that_stays_as_it_is_changes_nothing() {
+        assert_eq!(start("", &home()).follow(&typed(""), &home()), None);
+        assert_eq!(start("", &bare()).follow(&typed(""), &bare()), None);
+    }
+
+    #[test]
+    fn a_network_that_comes_after_the_start_ends_local_mode() {
+        let before = start("", &bare());
+        assert_eq!(v4(&before), ("169.254.2.1".into(), "169.254.2.2".into()));
+        let after = before.follow(&typed(""), &home()).unwrap();
+        assert_eq!(v4(&after), ("192.0.2.10".into(), "192.0.2.1".into()));
+        assert_eq!(after.guest.v6.as_ref().unwrap().addr.map(IpAddr::V6), Some(ip("2001:db8::10")));
+        assert!(after.guest.services.dhcpv6 && !before.guest.services.dhcpv6);
+        assert_eq!(after.translation.v4.host_loopback.map(IpAddr::V4), Some(ip("192.0.2.1")));
+        assert_eq!(after, start("", &home()), "as if it had been there");
+    }
+
+    #[test]
+    fn a_network_that_goes_is_kept_until_there_is_another() {
+        let before = start("", &home());
+        assert_eq!(before.follow(&typed(""), &bare()), None);
+        let mut without_route = home();
+        without_route.routes.clear();
+        assert_eq!(before.follow(&typed(""), &without_route), None, "its address is there");
+        let after = before.follow(&typed(""), &away()).unwrap();
+        assert_eq!(v4(&after), ("198.51.100.20".into(), "198.51.100.1".into()));
+        assert_eq!(after.guest.v6, before.guest.v6, "there is no other IPv6");
+        let back = after.follow(&typed(""), &home()).unwrap();
+        assert_eq!(back, before);
+    }
+
+    #[test]
+    fn what_was_typed_stays() {
+        let line = "-a 10.0.0.2/24 -g 10.0.0.1 -D 10.0.0.3 -a 2001:db8:9::2";
+        let before = start(line, &home());
+        let after = before.follow(&typed(line), &away()).unwrap();
+        assert_eq!(v4(&after), ("10.0.0.2".into(), "10.0.0.1".into()));
+        assert_eq!(after.guest, before.guest);
+        assert_eq!(after.translation, before.translation);
+        assert_eq!(after.templates.v4.as_ref().unwrap().interface, 3, "where neighbours are");
+        let line = "-i eth0";
+        let before = start(line, &home());
+        assert_eq!(before.follow(&typed(line), &away()), None, "not that interface");
+        let mut gone = home();
+        gone.interfaces.retain(|interface| interface.name != "eth0");
+        assert_eq!(before.follow(&typed(line), &gone), None, "it may come back");
+    }
+
+    #[test]
+    fn other_resolvers_are_another_network() {
+        let mut facts = home();
+        facts.resolv = Resolv::parse("nameserver 203.0.113.54");
+        let after = start("", &home()).follow(&typed(""), &facts).unwrap();
+        assert_eq!(after.guest.dns.v4, ["203.0.113.54".parse::<std::net::Ipv4Addr>().unwrap()]);
+    }
+}
