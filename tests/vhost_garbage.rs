@@ -411,3 +411,31 @@ fn a_stream_of_random_bytes_ends_the_session() {
         assert!(m.pump().ended, "seed {seed}");
     }
 }
+
+/// A VMM that shrinks the file of the guest's memory: the mapping stays, the bytes are gone.
+#[test]
+fn memory_that_is_taken_away_ends_the_client_and_nobody_else() {
+    let mut m = Machine::new(Options::default());
+    let mut other = Machine::new(Options::default());
+    m.rx.add(&[common::driver::Buffer { addr: BUFFERS, len: 2048, flags: WRITE }]);
+    m.rx.publish();
+    m.tx.publish();
+    m.pump();
+    let (source, sink) = m.link.halves();
+    let slot = sink.reserve(100).expect("room");
+    m.memory.file.set_len(0).expect("shrinks");
+    // From here on the driver's own mapping must not be touched.
+    sink.write(&slot, 0, &[1; 100]);
+    sink.commit(slot, 100, Offload::default());
+    sink.flush().expect("goes nowhere");
+    source.receive().expect("finds zeros");
+    source.release();
+    assert!(m.link.is_connected());
+    m.tx.kick.write(1).expect("an event");
+    assert!(m.pump().ended, "the only client is gone");
+    assert!(!m.link.is_connected());
+
+    other.tx.kick.write(1).expect("an event");
+    assert!(!other.pump().ended);
+    assert!(other.link.is_connected(), "its memory is all there");
+}

@@ -5,6 +5,7 @@
 #![allow(unsafe_code, reason = "system calls are this folder's subject; see UNSAFETY above")]
 
 pub mod epoll;
+pub mod fault;
 pub mod process;
 pub mod socket;
 pub mod tap;

@@ -10,6 +10,7 @@
 #![allow(unsafe_code, reason = "raw memory is this module's subject; see UNSAFETY above")]
 
 use crate::span::{Span, SpanMut};
+use crate::sys::fault::Guard;
 use std::fmt;
 use std::fs::File;
 use std::io;
@@ -46,7 +47,7 @@ pub(super) enum RegionError {
     Overlap,
     /// There are [`MAX_REGIONS`] already.
     TooMany,
-    /// The file ends before the region does: touching the rest would kill us.
+    /// The file ends before the region does.
     PastEnd,
     /// No such region to remove.
     Unknown,
@@ -59,6 +60,8 @@ pub(super) enum RegionError {
 struct Region {
     spec: RegionSpec,
     base: *mut u8,
+    /// What it names goes before the mapping does: fields are dropped in order.
+    guard: Guard,
     /// Keeps `base` mapped.
     _map: MmapRegion,
 }
@@ -87,7 +90,8 @@ impl Region {
             .map_err(|e| RegionError::Io(io::Error::other(e)))?;
         // SAFETY: `lead` is below `length`, the size of the mapping.
         let base = unsafe { map.as_ptr().add(lead as usize) };
-        Ok(Self { spec, base, _map: map })
+        let guard = Guard::new(map.as_ptr(), map.size()).map_err(RegionError::Io)?;
+        Ok(Self { spec, base, guard, _map: map })
     }
 
     /// What is mapped from `offset` on, at most `len` bytes; `offset` is below the region's size.
@@ -140,6 +144,12 @@ impl Memory {
     /// Number of regions.
     pub(super) fn len(&self) -> usize {
         self.regions.len()
+    }
+
+    /// Whether the VMM has taken some of it away (by shrinking the file), and all that is left in
+    /// that region is zeros.
+    pub(super) fn is_lost(&self) -> bool {
+        self.regions.iter().any(|region| region.guard.is_lost())
     }
 
     /// The longest mapped piece that starts at guest address `addr`, at most `len` bytes. `hint`

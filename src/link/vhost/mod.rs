@@ -31,6 +31,7 @@ use super::capture::{self, Parts};
 use super::door::Door;
 use super::{Link, LinkEvents, Source};
 use crate::sys::epoll::Epoll;
+use crate::sys::fault;
 use crate::token::{Interest, Readiness, Token};
 use gate::Step;
 use session::Session;
@@ -189,6 +190,8 @@ pub struct Control {
     client: Option<Client>,
     /// Number of the current client, or of the last.
     number: u32,
+    /// How often memory had been lost in this process when we last looked.
+    losses: u64,
     stats: Stats,
 }
 
@@ -202,7 +205,8 @@ enum Handled {
 impl Control {
     fn new(door: Door, one_off: bool, epoll: Rc<Epoll>, settings: Settings) -> Self {
         let stats = Stats::default();
-        Self { door, one_off, epoll, settings, client: None, number: 0, stats }
+        let losses = fault::count();
+        Self { door, one_off, epoll, settings, client: None, number: 0, losses, stats }
     }
 
     const fn control_token(&self) -> Token {
@@ -272,6 +276,25 @@ impl Control {
         Ok(LinkEvents { frames: open, room: up, up, ended: self.client.is_none() && self.one_off })
     }
 
+    /// Ends a client that has taken memory away from under its rings: what we have seen since is
+    /// zeros, and what we have written is gone.
+    fn on_memory_loss(
+        &mut self,
+        source: &mut VhostSource,
+        sink: &mut VhostSink,
+    ) -> Option<LinkEvents> {
+        let losses = fault::count();
+        if std::mem::replace(&mut self.losses, losses) == losses {
+            return None;
+        }
+        self.client.as_ref().filter(|client| client.session().has_lost_memory())?;
+        log::warn!("vhost-user: client has taken its memory away");
+        source.release();
+        sink.settle();
+        self.disconnect(source, sink);
+        Some(LinkEvents { ended: self.one_off, ..LinkEvents::default() })
+    }
+
     /// Takes leave of the client: device reset, memory unmapped.
     fn disconnect(&mut self, source: &mut VhostSource, sink: &mut VhostSink) {
         let Some(client) = self.client.take() else { return };
@@ -297,6 +320,9 @@ impl capture::Control<VhostSource, VhostSink> for Control {
     ) -> io::Result<LinkEvents> {
         const RX_KICK: u32 = KICK;
         const TX_KICK: u32 = KICK + 1;
+        if let Some(ended) = self.on_memory_loss(source, sink) {
+            return Ok(ended);
+        }
         match which {
             LISTENER => {
                 self.accept();

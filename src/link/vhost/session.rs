@@ -82,6 +82,11 @@ impl Session {
         }
     }
 
+    /// Whether the VMM has taken memory away without saying so.
+    pub(super) fn has_lost_memory(&self) -> bool {
+        self.memory.is_lost()
+    }
+
     /// The features in force.
     pub(super) const fn features(&self) -> u64 {
         self.features
