@@ -531,6 +531,7 @@ impl Service {
         bound.into_iter().chain(bound_control).for_each(Bound::keep);
         ready.report();
         if let Some(held) = self.held {
+            crate::log::share_stderr();
             held.release();
         }
         match worker.run().map_err(|e| Error::System("go on", e))? {

@@ -129,6 +129,12 @@ pub fn started() {
     LOGGER.lock().waits = false;
 }
 
+/// From now on standard error is a command's, and we say no more there than why we end, unless
+/// debugging was asked for.
+pub fn share_stderr() {
+    LOGGER.lock().shared = true;
+}
+
 /// From now on this process, known to its starter as `pid`, runs in the background: standard
 /// error is no longer ours.
 pub fn in_background(pid: u32) {
@@ -174,6 +180,8 @@ struct State {
     name: &'static str,
     verbosity: Verbosity,
     stderr: bool,
+    /// Standard error is somebody else's, too: errors only.
+    shared: bool,
     /// Whether standard error may block us.
     waits: bool,
     remote: Remote,
@@ -188,6 +196,7 @@ impl State {
         name: "passt",
         verbosity: Verbosity::Info,
         stderr: true,
+        shared: false,
         waits: true,
         remote: Remote::None,
         lost: [0; 2],
@@ -242,12 +251,13 @@ impl Log for Logger {
 
 impl State {
     fn emit(&mut self, level: Level, text: &fmt::Arguments<'_>, elapsed: std::time::Duration) {
-        let Self { name, verbosity, stderr, waits, remote, lost, line } = self;
+        let Self { name, verbosity, stderr, shared, waits, remote, lost, line } = self;
         let debug = *verbosity >= Verbosity::Debug;
         // With a file, the file gets the details and the user's terminal the news.
         let details = debug && !matches!(remote, Remote::File(_));
         let [lost_stderr, lost_syslog] = lost;
-        if *stderr && (level <= Level::Info || details) {
+        let news = if *shared { Level::Error } else { Level::Info };
+        if *stderr && (level <= news || details) {
             compose(line, Heading::Terminal(details.then_some(elapsed)), *lost_stderr, text);
             if write_stderr(line.as_bytes(), *waits) {
                 *lost_stderr = 0;

@@ -7,6 +7,7 @@ pub mod frontend;
 pub mod guest;
 pub mod net;
 pub mod packets;
+pub mod pasta;
 pub mod peer;
 pub mod rig;
 pub mod script_host;

@@ -1,0 +1,176 @@
+//! `pasta` as root and as an ordinary user, in a network of its own, and what it leaves behind.
+
+use super::net::{Namespace, PATIENCE, TempDir, need};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use passt::sys::process::open_process;
+use std::fs;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+const PASTA: &str = env!("CARGO_BIN_EXE_pasta");
+
+/// An ordinary user; there need not be an account.
+pub const USER: u32 = 1000;
+
+/// Who starts it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    Root,
+    User,
+}
+
+pub const EVERYBODY: [Who; 2] = [Who::Root, Who::User];
+
+/// The environment variable that marks all processes of a place.
+const MARK: &str = "PASTA_TEST_MARK";
+
+/// Where `pasta` is started: a network namespace that stands for the host's, and a mark on all that
+/// is started. What is left is killed on drop.
+pub struct Place {
+    pub host: Namespace,
+    pub dir: TempDir,
+    mark: String,
+}
+
+impl Place {
+    pub fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        need("setpriv", "util-linux");
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let mark = format!("{}-{number}.", std::process::id());
+        let place = Self { host: Namespace::alone("place"), dir: TempDir::new(), mark };
+        // For ordinary users, too.
+        let everybody = fs::Permissions::from_mode(0o777);
+        fs::set_permissions(place.dir.path(), everybody).expect("is ours");
+        place
+    }
+
+    /// Any program, started by `who`.
+    pub fn command(&self, who: Who, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = match who {
+            Who::Root => self.host.command(program),
+            Who::User => {
+                let mut command = self.host.command("setpriv");
+                let (user, group) = (format!("--reuid={USER}"), format!("--regid={USER}"));
+                command.args([&user, &group, "--clear-groups", "--"]).arg(program);
+                command
+            }
+        };
+        command.env(MARK, &self.mark).env("SHELL", "/bin/sh").stdin(Stdio::null());
+        // Directories that others may not search make another error of a missing program.
+        command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        command
+    }
+
+    /// `pasta` with these arguments.
+    pub fn pasta(&self, who: Who, arguments: &[&str]) -> Command {
+        let mut command = self.command(who, program(who));
+        command.args(arguments);
+        command
+    }
+
+    /// Runs `pasta` to its end, or until it is in the background.
+    pub fn run(&self, who: Who, arguments: &[&str]) -> Output {
+        self.pasta(who, arguments).output().expect("starts")
+    }
+
+    /// Runs `pasta`, which must succeed silently; returns what its command prints.
+    #[track_caller]
+    pub fn prints(&self, who: Who, arguments: &[&str]) -> String {
+        let output = self.run(who, arguments);
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{who:?} {arguments:?}");
+        assert_eq!(output.status.code(), Some(0), "{who:?} {arguments:?}");
+        String::from_utf8(output.stdout).expect("is text")
+    }
+
+    /// Runs `pasta`, which must fail with one line on standard error and leave nothing behind;
+    /// returns the line.
+    #[track_caller]
+    pub fn fails(&self, who: Who, arguments: &[&str]) -> String {
+        self.refused(self.pasta(who, arguments))
+    }
+
+    /// As [`Place::fails`], for a command that ends as `pasta`.
+    #[track_caller]
+    pub fn refused(&self, mut command: Command) -> String {
+        let output = command.output().expect("starts");
+        let text = String::from_utf8(output.stderr).expect("is text");
+        assert_eq!(output.status.code(), Some(1), "{command:?}: {text}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{command:?}");
+        assert_eq!(text.lines().count(), 1, "{command:?}: {text}");
+        self.assert_nothing_is_left();
+        text.trim_end().to_owned()
+    }
+
+    /// The processes that were started here and are alive.
+    pub fn processes(&self) -> Vec<i32> {
+        let entry = format!("{MARK}={}", self.mark);
+        let marked = |pid: &i32| {
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environment.split(|byte| *byte == 0).any(|variable| variable == entry.as_bytes())
+        };
+        let numbers = fs::read_dir("/proc").expect("is mounted").flatten();
+        let pids = numbers.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter(marked).collect()
+    }
+
+    /// Waits for every process that was started here to end, which must not take long.
+    #[track_caller]
+    pub fn assert_nothing_is_left(&self) {
+        for pid in self.processes() {
+            assert!(ends(pid), "process {pid} is left: {:?}", command_line(pid));
+        }
+        assert_eq!(self.processes(), [0; 0], "processes are left");
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        for pid in self.processes() {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+}
+
+/// Waits for a process to end; whether it did.
+pub fn ends(pid: i32) -> bool {
+    let Ok(process) = open_process(pid) else { return true };
+    let mut fds = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+    let patience = PollTimeout::try_from(PATIENCE).expect("is not too long");
+    poll(&mut fds, patience).expect("polls") == 1
+}
+
+fn command_line(pid: i32) -> String {
+    let text = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&text).replace('\0', " ")
+}
+
+/// The program, where `who` may start it: a target directory may be closed to others.
+fn program(who: Who) -> &'static Path {
+    static COPY: OnceLock<Option<(TempDir, PathBuf)>> = OnceLock::new();
+    if who == Who::Root {
+        return Path::new(PASTA);
+    }
+    let copy = COPY.get_or_init(|| {
+        let open = |path: &Path| {
+            fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 1 == 1)
+        };
+        if Path::new(PASTA).ancestors().all(open) {
+            return None;
+        }
+        let directory = TempDir::new();
+        let path = directory.join("pasta");
+        fs::copy(PASTA, &path).expect("there is room");
+        for path in [directory.path(), &path] {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("is ours");
+        }
+        Some((directory, path))
+    });
+    copy.as_ref().map_or(Path::new(PASTA), |(_, path)| path)
+}

@@ -1,0 +1,645 @@
+//! The life of `pasta`: namespaces, the command in them, statuses and signals, and the end; as root
+//! and as an ordinary user. Each test is alone in a network namespace. Needs root.
+
+mod common;
+
+use common::net::Namespace;
+use common::pasta::{EVERYBODY, Place, USER, Who, ends};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+/// No ports: nothing but the namespace.
+const NO_PORTS: [&str; 8] = ["-t", "none", "-u", "none", "-T", "none", "-U", "none"];
+
+/// Options without ports, and then the rest.
+fn with<'a>(rest: &[&'a str]) -> Vec<&'a str> {
+    NO_PORTS.iter().chain(rest).copied().collect()
+}
+
+/// A program that has said that it is there, and where the rest of its output comes from.
+struct Running {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Running {
+    /// Starts it, and waits for its first line.
+    fn start(mut command: Command) -> (Self, String) {
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("starts");
+        let mut stdout = BufReader::new(child.stdout.take().expect("is piped"));
+        let mut line = String::new();
+        stdout.read_line(&mut line).expect("is text");
+        assert_ne!(line, "", "{command:?} says nothing");
+        (Self { child, stdout }, line.trim_end().to_owned())
+    }
+
+    fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid()), signal).expect("it lives");
+    }
+
+    /// Its status, and what it has printed since.
+    fn end(mut self) -> (Option<i32>, String) {
+        let status = self.child.wait().expect("is ours");
+        let mut rest = String::new();
+        self.stdout.read_to_string(&mut rest).expect("is text");
+        (status.code().or_else(|| status.signal().map(|n| -n)), rest)
+    }
+}
+
+/// A `pasta` whose command waits for ever, and the command's process.
+fn waiting(place: &Place, who: Who, options: &[&str]) -> (Running, i32) {
+    let command = ["sh", "-c", "echo ready; exec sleep infinity"];
+    let arguments: Vec<&str> = with(options).into_iter().chain(command).collect();
+    let (pasta, _) = Running::start(place.pasta(who, &arguments));
+    let children = format!("/proc/{0}/task/{0}/children", pasta.pid());
+    let children = fs::read_to_string(children).expect("it lives");
+    let is_sleep = |pid: &i32| {
+        // It may not have come to the second program yet.
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        ["sh\n", "sleep\n"].contains(&name.as_str())
+    };
+    let mut pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+    let command = pids.find(is_sleep).expect("the command runs");
+    (pasta, command)
+}
+
+/// A process in namespaces of its own, as containers begin; ends with the value.
+struct Container(Running);
+
+impl Container {
+    fn new(place: &Place, who: Who) -> Self {
+        let mut command = place.command(who, "unshare");
+        match who {
+            Who::Root => command.arg("--net"),
+            Who::User => command.args(["--user", "--map-root-user", "--net"]),
+        };
+        command.args(["sh", "-c", "echo ready; exec sleep infinity"]);
+        Self(Running::start(command).0)
+    }
+
+    fn pid(&self) -> String {
+        self.0.pid().to_string()
+    }
+
+    /// What a command prints that runs inside.
+    fn prints(&self, line: &str) -> String {
+        let mut command = Command::new("nsenter");
+        command.arg("--target").arg(self.pid()).arg("--net").args(line.split(' '));
+        let output = command.output().expect("starts");
+        String::from_utf8(output.stdout).expect("is text")
+    }
+
+    fn kill(mut self) {
+        self.0.child.kill().expect("is ours");
+        self.0.child.wait().expect("is ours");
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let _ = self.0.child.kill();
+        let _ = self.0.child.wait();
+    }
+}
+
+/// The lines of `/proc/PID/status` that say what a process may do.
+fn rights(pid: i32) -> Vec<String> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
+    let names = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp"];
+    let of = |name: &&str| status.lines().find(|line| line.split(':').next() == Some(name));
+    names.iter().filter_map(of).map(|line| line.replace('\t', " ")).collect()
+}
+
+#[test]
+fn the_status_of_the_command_is_ours() {
+    let place = Place::new();
+    for who in EVERYBODY {
+        for (command, status) in [
+            (&["true"][..], 0),
+            (&["false"], 1),
+            (&["sh", "-c", "exit 7"], 7),
+            (&["sh", "-c", "exit 255"], 255),
+        ] {
+            let output = place.run(who, &with(&[&["--"], command].concat()));
+            assert_eq!(output.status.code(), Some(status), "{who:?} {command:?}: {output:?}");
+            assert!(output.stderr.is_empty() && output.stdout.is_empty(), "{output:?}");
+        }
+        let (pasta, command) = waiting(&place, who, &[]);
+        kill(Pid::from_raw(command), Signal::SIGKILL).expect("it lives");
+        assert_eq!(pasta.end().0, Some(137), "{who:?}");
+    }
+    place.assert_nothing_is_left();
+}
+
+#[test]
+fn a_command_that_cannot_be_started_is_said_and_is_status_1() {
+    let place = Place::new();
+    let table = [
+        ("no-such-program", "Failed to start command or shell: no-such-program: No such file"),
+        ("/etc/passwd", "Failed to start command or shell: /etc/passwd: Permission denied"),
+    ];
+    for who in EVERYBODY {
+        for (program, message) in table {
+            let line = place.fails(who, &with(&["--", program]));
+            assert!(line.starts_with(message), "{line}");
+        }
+    }
+}
+
+#[test]
+fn the_command_is_root_in_namespaces_of_its_own_and_free() {
+    let place = Place::new();
+    let script = "id -u; id -g; cat /proc/self/uid_map; echo $$; hostname; ulimit -Sn
+        cat /proc/sys/net/ipv4/ping_group_range; ls /proc/self/fd | wc -l
+        ip -o link show lo; readlink /proc/self/ns/ipc /proc/self/ns/mnt /proc/self/ns/pid
+        grep -E '^(Cap|NoNew|Seccomp:|SigBlk|SigIgn|SigPnd)' /proc/self/status";
+    let hostname = fs::read_to_string("/proc/sys/kernel/hostname").expect("has a name");
+    let ours: Vec<_> = ["ipc", "mnt", "pid"]
+        .map(|kind| fs::read_link(format!("/proc/self/ns/{kind}")).expect("is there"))
+        .into_iter()
+        .map(|link| link.display().to_string())
+        .collect();
+    for who in EVERYBODY {
+        let mut limited = place.command(who, "sh");
+        let pasta = place.pasta(who, &[]);
+        let program = pasta.get_args().last().expect("the program").to_owned();
+        limited.args(["-c", r#"ulimit -Sn 512; exec "$@""#, "sh"]).arg(program);
+        let output = limited.args(with(&["--", "sh", "-c", script])).output().expect("starts");
+        let text = String::from_utf8(output.stdout).expect("is text");
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{who:?}");
+        let lines: Vec<_> = text.lines().collect();
+        // Root's command knows all users, another one only its own.
+        let map = match who {
+            Who::Root => vec!["0", "0", "4294967295"],
+            Who::User => vec!["0", "1000", "1"],
+        };
+        assert_eq!(lines[..2], ["0", "0"], "{who:?}");
+        assert_eq!(lines[2].split_whitespace().collect::<Vec<_>>(), map, "{who:?}");
+        let name = format!("pasta-{}", hostname.trim_end());
+        assert_eq!(lines[3..6], ["1", &name, "512"], "{who:?}");
+        // Three standard streams, and the directory that is being read.
+        assert_eq!(lines[6..8], ["0\t0", "4"], "{who:?}");
+        assert!(lines[8].contains(",UP"), "{who:?}: {}", lines[8]);
+        assert!(lines[9..12].iter().all(|ns| !ours.contains(&(*ns).to_owned())), "{who:?}: {text}");
+        let all = "000001ffffffffff";
+        for line in [
+            format!("CapPrm:\t{all}"),
+            format!("CapEff:\t{all}"),
+            format!("CapBnd:\t{all}"),
+            "NoNewPrivs:\t0".to_owned(),
+            "Seccomp:\t0".to_owned(),
+            "SigBlk:\t0000000000000000".to_owned(),
+        ] {
+            assert!(lines.contains(&line.as_str()), "{who:?}: no {line} in {text}");
+        }
+        let ignored = lines.iter().find_map(|line| line.strip_prefix("SigIgn:\t"));
+        let ignored = u64::from_str_radix(ignored.expect("is there"), 16).expect("is a number");
+        // Signals 32 and 33 are the C library's own.
+        assert_eq!(ignored & 0x7fff_ffff, 0, "{who:?}");
+    }
+}
+
+#[test]
+fn roots_command_keeps_its_rights_over_files() {
+    let place = Place::new();
+    let file = place.dir.join("theirs");
+    fs::write(&file, "").expect("is ours");
+    let path = file.to_str().expect("is text");
+    let script =
+        format!("chown {USER}:{USER} {path} && chmod 0 {path} && cat {path} && stat -c %u {path}");
+    assert_eq!(place.prints(Who::Root, &with(&["--", "sh", "-c", &script])), format!("{USER}\n"));
+    // With --runas it is that user's command.
+    let output = place
+        .run(Who::Root, &with(&["--runas", "1000", "--", "sh", "-c", "cat /proc/self/uid_map"]));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(text.split_whitespace().collect::<Vec<_>>(), ["0", "1000", "1"], "{output:?}");
+}
+
+#[test]
+fn without_a_user_namespace_only_who_may_anyway_gets_one() {
+    let place = Place::new();
+    let script = "readlink /proc/self/ns/user; grep CapEff /proc/self/status";
+    let text = place.prints(Who::Root, &with(&["--netns-only", "--", "sh", "-c", script]));
+    let ours = fs::read_link("/proc/self/ns/user").expect("is there");
+    assert!(text.starts_with(&ours.display().to_string()), "{text}");
+    let before = fs::read_to_string("/proc/self/status").expect("is there");
+    let before = before.lines().find(|line| line.starts_with("CapEff")).expect("has rights");
+    assert_eq!(text.lines().nth(1), Some(before));
+
+    let line = place.fails(Who::User, &with(&["--netns-only", "true"]));
+    assert_eq!(
+        line,
+        "Couldn't create network namespace: Operation not permitted; \
+         only root may without a user namespace: omit --netns-only"
+    );
+}
+
+#[test]
+fn a_mount_of_the_command_stays_its_own() {
+    let place = Place::new();
+    let before = fs::read_to_string("/proc/self/mountinfo").expect("is there");
+    for options in [&["--netns-only"][..], &[]] {
+        let command = ["--", "sh", "-c", "mount -t tmpfs none /mnt && mountpoint -q /mnt"];
+        place.prints(Who::Root, &with(&[options, &command].concat()));
+    }
+    assert_eq!(fs::read_to_string("/proc/self/mountinfo").expect("is there"), before);
+}
+
+#[test]
+fn without_a_command_there_is_a_login_shell() {
+    let place = Place::new();
+    for who in EVERYBODY {
+        let mut command = place.pasta(who, &with(&["-H", "box"]));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("starts");
+        let mut stdin = child.stdin.take().expect("is piped");
+        stdin.write_all(b"echo $0; hostname; exit 3\n").expect("it listens");
+        drop(stdin);
+        let output = child.wait_with_output().expect("is ours");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "-/bin/sh\nbox\n", "{who:?}");
+        assert_eq!(output.status.code(), Some(3), "{who:?}");
+    }
+}
+
+#[test]
+fn a_signal_ends_us_in_order_and_leaves_the_command() {
+    let place = Place::new();
+    for who in EVERYBODY {
+        for signal in [Signal::SIGTERM, Signal::SIGQUIT] {
+            let (pasta, command) = waiting(&place, who, &[]);
+            pasta.signal(signal);
+            // Its output stays open: the command has it, too.
+            let Running { mut child, .. } = pasta;
+            assert_eq!(child.wait().expect("is ours").code(), Some(0), "{who:?} {signal}");
+            assert!(Path::new("/proc").join(command.to_string()).exists(), "{who:?} {signal}");
+            kill(Pid::from_raw(command), Signal::SIGKILL).expect("it lives");
+            assert!(ends(command), "{who:?} {signal}");
+            place.assert_nothing_is_left();
+        }
+        // Killed, it cannot even say good-bye.
+        let (pasta, command) = waiting(&place, who, &[]);
+        pasta.signal(Signal::SIGKILL);
+        kill(Pid::from_raw(command), Signal::SIGKILL).expect("it lives");
+        assert_eq!(pasta.end().0, Some(-9));
+        place.assert_nothing_is_left();
+    }
+}
+
+#[test]
+fn who_serves_a_namespace_has_one_right_left_and_no_files() {
+    let place = Place::new();
+    for who in EVERYBODY {
+        let (pasta, command) = waiting(&place, who, &[]);
+        let expected = [
+            "CapInh: 0000000000000000",
+            "CapPrm: 0000000000000400",
+            "CapEff: 0000000000000400",
+            "CapBnd: 0000000000000000",
+            "CapAmb: 0000000000000000",
+            "NoNewPrivs: 1",
+            "Seccomp: 2",
+        ];
+        assert_eq!(rights(pasta.pid()), expected, "{who:?}");
+        let root = format!("/proc/{}/root", pasta.pid());
+        assert_eq!(fs::read_dir(root).expect("root may look").count(), 0, "{who:?}");
+        let inside: Vec<_> = place
+            .processes()
+            .into_iter()
+            .filter(|pid| ![pasta.pid(), command].contains(pid))
+            .collect();
+        let [inside] = inside[..] else { panic!("{who:?}: {inside:?}") };
+        let none: Vec<_> = expected.iter().map(|line| line.replace("0400", "0000")).collect();
+        assert_eq!(rights(inside), none, "{who:?}");
+        let root = format!("/proc/{inside}/root");
+        assert_eq!(fs::read_dir(root).expect("root may look").count(), 0, "{who:?}");
+        if who == Who::Root {
+            for pid in [pasta.pid(), inside] {
+                let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
+                assert!(status.contains("Uid:\t65534\t65534\t65534\t65534"), "{status}");
+            }
+        }
+        kill(Pid::from_raw(command), Signal::SIGKILL).expect("it lives");
+        assert_eq!(pasta.end().0, Some(137));
+    }
+}
+
+/// Starts a daemon; returns its process, by its PID file, which was read at once.
+#[track_caller]
+fn daemon(place: &Place, who: Who, arguments: &[&str]) -> i32 {
+    let file = place.dir.join("pid");
+    let file = file.to_str().expect("is text");
+    let arguments = [&with(&["--quiet", "--config-net", "--pid", file])[..], arguments].concat();
+    assert_eq!(place.prints(who, &arguments), "");
+    let text = fs::read_to_string(file).expect("is there");
+    fs::remove_file(file).expect("is ours");
+    let pid = text.strip_suffix('\n').and_then(|pid| pid.parse().ok()).expect("is a number");
+    assert!(place.processes().contains(&pid), "{pid} does not live");
+    pid
+}
+
+#[test]
+fn status_zero_means_ready_and_the_end_of_the_process_is_ours() {
+    let place = Place::new();
+    for who in EVERYBODY {
+        for options in [&[][..], &["--no-netns-quit"]] {
+            let container = Container::new(&place, who);
+            let pid = container.pid();
+            let pasta = daemon(&place, who, &[options, &["-I", "up0", &pid]].concat());
+            let links = container.prints("ip -o link");
+            assert!(links.contains("up0: <BROADCAST,MULTICAST,UP,LOWER_UP>"), "{links}");
+            assert!(links.contains("lo: <LOOPBACK,UP,LOWER_UP>"), "{links}");
+            assert!(rights(pasta).contains(&"Seccomp: 2".to_owned()));
+            container.kill();
+            if !options.is_empty() {
+                // It holds the namespace, and ends when asked.
+                kill(Pid::from_raw(pasta), Signal::SIGTERM).expect("it lives still");
+            }
+            assert!(ends(pasta), "{who:?} {options:?}");
+            place.assert_nothing_is_left();
+        }
+    }
+}
+
+#[test]
+fn the_files_of_a_process_go_with_it() {
+    let place = Place::new();
+    for who in EVERYBODY {
+        let container = Container::new(&place, who);
+        let pid = container.pid();
+        let (user, net) = (format!("/proc/{pid}/ns/user"), format!("/proc/{pid}/ns/net"));
+        let join: &[&str] = match who {
+            Who::Root => &["--netns", &net],
+            Who::User => &["--userns", &user, "--netns", &net],
+        };
+        let pasta = daemon(&place, who, join);
+        assert!(container.prints("ip -o link").contains("tap0"));
+        container.kill();
+        assert!(ends(pasta), "{who:?}");
+        place.assert_nothing_is_left();
+    }
+}
+
+#[test]
+fn a_namespace_with_a_name_is_served_until_the_name_goes() {
+    let place = Place::new();
+    for by_name in [true, false] {
+        for quit in [true, false] {
+            let target = Namespace::alone("target");
+            let path = target.path();
+            let name =
+                if by_name { path.file_name().expect("has one").as_ref() } else { path.as_path() };
+            let name = name.to_str().expect("is text").to_owned();
+            let mut arguments = vec!["--netns", &name];
+            arguments.extend((!quit).then_some("--no-netns-quit"));
+            let pasta = daemon(&place, Who::Root, &arguments);
+            drop(target);
+            if !quit {
+                kill(Pid::from_raw(pasta), Signal::SIGTERM).expect("it lives still");
+            }
+            assert!(ends(pasta), "{name} {quit}");
+            place.assert_nothing_is_left();
+        }
+    }
+}
+
+#[test]
+fn in_the_foreground_the_end_of_a_namespace_is_status_0() {
+    let place = Place::new();
+    for who in EVERYBODY {
+        let container = Container::new(&place, who);
+        let pid = container.pid();
+        let mut command = place.pasta(who, &with(&["-f", &pid]));
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("starts");
+        let mut stderr = BufReader::new(child.stderr.take().expect("is piped"));
+        // It says what it serves before the sandbox is entered.
+        let mut line = String::new();
+        stderr.read_line(&mut line).expect("is text");
+        assert_ne!(line, "");
+        container.kill();
+        let mut rest = String::new();
+        stderr.read_to_string(&mut rest).expect("is text");
+        let status = child.wait().expect("is ours").code();
+        // Ended before we were inside, it was never there.
+        let gone = rest.ends_with("Namespace gone, exiting\n") && status == Some(0);
+        let never = rest.trim_end().lines().count() > 0 && status == Some(1);
+        assert!(gone || never, "{who:?} {status:?}: {rest}");
+        place.assert_nothing_is_left();
+    }
+}
+
+#[test]
+fn what_cannot_be_served_is_one_line_and_leaves_nothing() {
+    let place = Place::new();
+    let gone = {
+        let mut child = Command::new("true").spawn().expect("starts");
+        child.wait().expect("is ours");
+        child.id().to_string()
+    };
+    let no_process = format!("No process {gone}: give the PID of one that runs");
+    let proc_path = format!("/proc/{gone}/ns/net");
+    let no_path = format!("Couldn't open network namespace {proc_path}: No such file or directory");
+    let table: [(&[&str], &str); 9] = [
+        (&[&gone], &no_process),
+        (&["--netns-only", &gone], &no_process),
+        (&["--netns", &proc_path], &no_path),
+        (&["--netns", "/nonexistent/a"], "Couldn't open network namespace /nonexistent/a: No such"),
+        (&["--netns", "nonexistent"], "Couldn't open network namespace /run/netns/nonexistent: No"),
+        (&["--netns", "/etc/passwd"], "/etc/passwd is no network namespace"),
+        (&["--netns", "/dev/zero"], "/dev/zero is no network namespace"),
+        (&["--netns", "/proc/self/ns/user"], "/proc/self/ns/user is no network namespace"),
+        (
+            &["--userns", "/proc/self/ns/net", "--netns", "/proc/self/ns/net"],
+            "/proc/self/ns/net is no user namespace",
+        ),
+    ];
+    let file = place.dir.join("pid");
+    for who in EVERYBODY {
+        for (arguments, message) in table {
+            let file = file.to_str().expect("is text");
+            let line = place.fails(who, &[&with(&["-q", "--pid", file]), arguments].concat());
+            assert!(line.starts_with(message), "{who:?} {arguments:?}: {line}");
+            assert!(!Path::new(file).exists(), "{who:?} {arguments:?}");
+        }
+    }
+}
+
+#[test]
+fn a_namespace_of_others_is_refused_with_the_remedy() {
+    let place = Place::new();
+    let target = Namespace::alone("target");
+    let path = target.path();
+    let path = path.to_str().expect("is text");
+    let line = place.fails(Who::User, &with(&["-q", "--netns", path]));
+    assert_eq!(
+        line,
+        "Couldn't join the network namespace: Operation not permitted; \
+         who does not own it needs --userns with the user namespace that does"
+    );
+    let line = place.fails(Who::User, &with(&["-q", "1"]));
+    assert_eq!(
+        line,
+        "Couldn't open the namespaces of process 1: Permission denied; only its owner may join it"
+    );
+}
+
+#[test]
+fn a_system_that_forbids_user_namespaces_is_named_with_the_remedy() {
+    let place = Place::new();
+    let script = r#"echo 0 > /proc/sys/user/max_user_namespaces && exec "$@""#;
+    let pasta = place.pasta(Who::User, &with(&["--", "true"]));
+    let words: Vec<_> = pasta.get_args().skip_while(|word| *word != "--").collect();
+    // `-- setpriv … -- pasta …`: what comes behind the second.
+    let pasta: Vec<_> = words[1..].iter().skip_while(|word| **word != "--").skip(1).collect();
+    let mut command = place.command(Who::User, "unshare");
+    command.args(["-Ur", "sh", "-c", script, "sh"]).args(pasta);
+    let line = place.refused(command);
+    assert_eq!(
+        line,
+        "Couldn't create user namespace: No space left on device; \
+         too many of them: raise the sysctls user.max_*_namespaces"
+    );
+}
+
+#[test]
+fn without_a_tun_device_there_is_a_line_or_splice_only() {
+    let place = Place::new();
+    let script = r#"mount -t tmpfs none /dev/net && exec "$@""#;
+    let run = |options: &[&str]| {
+        let pasta = place.pasta(Who::Root, &[&with(options), &["--", "true"][..]].concat());
+        let program: Vec<_> = pasta.get_args().skip_while(|word| *word != "--").skip(1).collect();
+        let mut command = place.command(Who::Root, "unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]);
+        command.args(program);
+        command
+    };
+    assert_eq!(
+        place.refused(run(&[])),
+        "Couldn't open /dev/net/tun: No such file or directory; \
+         see that the module tun is loaded and the device is there, or use --splice-only"
+    );
+    let output = run(&["--splice-only"]).output().expect("starts");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn an_interface_name_that_is_taken_is_said() {
+    let place = Place::new();
+    let target = Namespace::alone("target");
+    target.ip("link add taken0 type veth peer name taken1");
+    let path = target.path();
+    let path = path.to_str().expect("is text");
+    let line = place.fails(Who::Root, &with(&["-q", "--netns", path, "-I", "taken0"]));
+    assert!(line.starts_with("Couldn't create the tap taken0: "), "{line}");
+}
+
+/// `pasta`'s words in a user namespace that maps the user to root, as podman starts it.
+fn as_podman(place: &Place, words: &[&str]) -> Command {
+    let pasta = place.pasta(Who::User, words);
+    let words: Vec<_> = pasta.get_args().skip_while(|word| *word != "--").collect();
+    let pasta: Vec<_> = words[1..].iter().skip_while(|word| **word != "--").skip(1).collect();
+    let mut command = place.command(Who::User, "unshare");
+    command.args(["-Ur", "--"]).args(pasta);
+    command
+}
+
+#[test]
+fn in_a_user_namespace_root_needs_no_other() {
+    let place = Place::new();
+    let script = "id -u; cat /proc/self/uid_map";
+    let output = as_podman(&place, &with(&["--", "sh", "-c", script])).output().expect("starts");
+    assert!(output.stderr.is_empty(), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(text.split_whitespace().collect::<Vec<_>>(), ["0", "0", "0", "1"]);
+    assert_eq!(output.status.code(), Some(0));
+    place.assert_nothing_is_left();
+}
+
+#[test]
+fn podman_and_rootlesskit_are_served_as_they_ask() {
+    let place = Place::new();
+    let dir = place.dir.path().to_str().expect("is text").to_owned();
+    // Podman makes a namespace with a file for a name, in a user and mount namespace of its own.
+    let pasta = as_podman(&place, &[]);
+    let program = pasta.get_args().last().expect("the program").to_str().expect("is text");
+    let script = format!(
+        "set -e
+        touch {dir}/netns-1
+        unshare --net={dir}/netns-1 true
+        {program} --config-net -t 8080-8080:80-80 --dns-forward 169.254.1.1 -u none -T none \
+            -U none --no-map-gw --quiet --pid {dir}/pid --netns {dir}/netns-1 \
+            --map-guest-addr 169.254.1.2
+        kill -0 $(cat {dir}/pid)
+        nsenter --net={dir}/netns-1 ip -o link
+        umount {dir}/netns-1
+        rm {dir}/netns-1"
+    );
+    let mut command = place.command(Who::User, "unshare");
+    command.args(["-Ur", "--mount", "sh", "-c", &script]);
+    let output = command.output().expect("starts");
+    assert!(output.stderr.is_empty(), "{output:?}");
+    assert!(output.status.success(), "{output:?}");
+    let links = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(links.contains("lo: <LOOPBACK,UP,LOWER_UP>") && links.contains("tap0"), "{links}");
+    place.assert_nothing_is_left();
+
+    // Rootlesskit has a process in namespaces of its own, and stays outside.
+    let container = Container::new(&place, Who::User);
+    let pid = container.pid();
+    let output = place.run(
+        Who::User,
+        &[
+            "--stderr",
+            "--ns-ifname=tap0",
+            "--mtu=65520",
+            "--config-net",
+            "--address=10.0.2.100",
+            "--netmask=24",
+            "--gateway=10.0.2.2",
+            "--dns-forward=10.0.2.3",
+            "--no-map-gw",
+            "--ipv4-only",
+            "--tcp-ports=auto",
+            "--udp-ports=auto",
+            "--host-lo-to-ns-lo",
+            &pid,
+        ],
+    );
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let addresses = container.prints("ip -4 -o address show tap0");
+    assert!(addresses.contains("10.0.2.100/24"), "{addresses}");
+    let routes = container.prints("ip -4 route");
+    assert!(routes.contains("default via 10.0.2.2 dev tap0"), "{routes}");
+    container.kill();
+    place.assert_nothing_is_left();
+}
+
+#[test]
+fn many_starts_and_stops_leave_nothing() {
+    let place = Place::new();
+    for n in 0..20 {
+        let who = EVERYBODY[n % 2];
+        assert_eq!(place.run(who, &with(&["--config-net", "true"])).status.code(), Some(0));
+        place.assert_nothing_is_left();
+    }
+    let container = Container::new(&place, Who::User);
+    let pid = container.pid();
+    for _ in 0..10 {
+        let pasta = daemon(&place, Who::User, &["-I", "tap0", &pid]);
+        kill(Pid::from_raw(pasta), Signal::SIGTERM).expect("it lives");
+        assert!(ends(pasta));
+        // The interface goes with who made it.
+        assert!(!container.prints("ip -o link").contains("tap0"));
+    }
+    container.kill();
+    place.assert_nothing_is_left();
+}
