@@ -373,6 +373,7 @@ fn what_makes_no_sense_for_a_namespace_is_one_line_and_leaves_nothing_behind() {
             "--no-splice --host-lo-to-ns-lo ls",
             "Options --no-splice and --host-lo-to-ns-lo exclude each other",
         ),
+        ("--userns /proc/self/ns/user ls", "Option --userns needs --netns or a PID"),
         ("--no-copy-routes ls", "Option --no-copy-routes needs --config-net"),
         ("--no-copy-addrs ls", "Option --no-copy-addrs needs --config-net"),
         ("--fd 3 1", "Invalid --fd: 3"),

@@ -4,79 +4,30 @@
 mod common;
 
 use common::net::Namespace;
-use common::pasta::{EVERYBODY, Place, USER, Who, ends};
+use common::pasta::{EVERYBODY, Place, Running, USER, Who, ends};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Command, Stdio};
 
-/// No ports: nothing but the namespace.
-const NO_PORTS: [&str; 8] = ["-t", "none", "-u", "none", "-T", "none", "-U", "none"];
-
-/// Options without ports, and then the rest.
+/// No ports, and then the rest.
 fn with<'a>(rest: &[&'a str]) -> Vec<&'a str> {
-    NO_PORTS.iter().chain(rest).copied().collect()
+    let no_ports = ["-t", "none", "-u", "none", "-T", "none", "-U", "none"];
+    no_ports.iter().chain(rest).copied().collect()
 }
 
-/// A program that has said that it is there, and where the rest of its output comes from.
-struct Running {
-    child: Child,
-    stdout: BufReader<ChildStdout>,
-}
-
-impl Running {
-    /// Starts it, and waits for its first line.
-    fn start(mut command: Command) -> (Self, String) {
-        let mut child = command.stdout(Stdio::piped()).spawn().expect("starts");
-        let mut stdout = BufReader::new(child.stdout.take().expect("is piped"));
-        let mut line = String::new();
-        stdout.read_line(&mut line).expect("is text");
-        assert_ne!(line, "", "{command:?} says nothing");
-        (Self { child, stdout }, line.trim_end().to_owned())
-    }
-
-    fn pid(&self) -> i32 {
-        self.child.id().cast_signed()
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.pid()), signal).expect("it lives");
-    }
-
-    /// Its status, and what it has printed since.
-    fn end(mut self) -> (Option<i32>, String) {
-        let status = self.child.wait().expect("is ours");
-        let mut rest = String::new();
-        self.stdout.read_to_string(&mut rest).expect("is text");
-        (status.code().or_else(|| status.signal().map(|n| -n)), rest)
-    }
-}
-
-/// A `pasta` whose command waits for ever, and the command's process.
-fn waiting(place: &Place, who: Who, options: &[&str]) -> (Running, i32) {
-    let command = ["sh", "-c", "echo ready; exec sleep infinity"];
-    let arguments: Vec<&str> = with(options).into_iter().chain(command).collect();
-    let (pasta, _) = Running::start(place.pasta(who, &arguments));
-    let children = format!("/proc/{0}/task/{0}/children", pasta.pid());
-    let children = fs::read_to_string(children).expect("it lives");
-    let is_sleep = |pid: &i32| {
-        // It may not have come to the second program yet.
-        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        ["sh\n", "sleep\n"].contains(&name.as_str())
-    };
-    let mut pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
-    let command = pids.find(is_sleep).expect("the command runs");
-    (pasta, command)
+/// A `pasta` without ports whose command waits for ever, and the command's process.
+fn waiting(place: &Place<'_>, who: Who, options: &[&str]) -> (Running, i32) {
+    common::pasta::waiting(place, who, &with(options))
 }
 
 /// A process in namespaces of its own, as containers begin; ends with the value.
 struct Container(Running);
 
 impl Container {
-    fn new(place: &Place, who: Who) -> Self {
+    fn new(place: &Place<'_>, who: Who) -> Self {
         let mut command = place.command(who, "unshare");
         match who {
             Who::Root => command.arg("--net"),
@@ -334,7 +285,7 @@ fn who_serves_a_namespace_has_one_right_left_and_no_files() {
 
 /// Starts a daemon; returns its process, by its PID file, which was read at once.
 #[track_caller]
-fn daemon(place: &Place, who: Who, arguments: &[&str]) -> i32 {
+fn daemon(place: &Place<'_>, who: Who, arguments: &[&str]) -> i32 {
     let file = place.dir.join("pid");
     let file = file.to_str().expect("is text");
     let arguments = [&with(&["--quiet", "--config-net", "--pid", file])[..], arguments].concat();
@@ -543,7 +494,7 @@ fn an_interface_name_that_is_taken_is_said() {
 }
 
 /// `pasta`'s words in a user namespace that maps the user to root, as podman starts it.
-fn as_podman(place: &Place, words: &[&str]) -> Command {
+fn as_podman(place: &Place<'_>, words: &[&str]) -> Command {
     let pasta = place.pasta(Who::User, words);
     let words: Vec<_> = pasta.get_args().skip_while(|word| *word != "--").collect();
     let pasta: Vec<_> = words[1..].iter().skip_while(|word| **word != "--").skip(1).collect();

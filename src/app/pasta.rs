@@ -145,7 +145,9 @@ fn set_up(inside: &mut Inside, config: &Pasta) -> Result<Option<Tap>, Error> {
         show(&interface::configure(route, None, None)?);
         return Ok(None);
     };
-    let tun = inside.get(Wanted::Tun).map_err(Error::NoTun)?;
+    // The namespace of a command goes with it.
+    let wanted = if config.target.runs() { Wanted::LastingTun } else { Wanted::Tun };
+    let tun = inside.get(wanted).map_err(Error::NoTun)?;
     let tap = Tap::open(tun, &asked.name)?;
     // The kernel may have filled in a number.
     let made = config::Tap { name: tap.name().to_owned(), ..asked.clone() };

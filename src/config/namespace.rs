@@ -139,6 +139,9 @@ fn exclusions(typed: &Typed, asked: &InNamespace) -> Result<(), Error> {
     if asked.no_copy_addrs && !asked.config_net {
         return Err(Error::Needs("--no-copy-addrs", "--config-net"));
     }
+    if asked.userns.is_some() && asked.target.runs() {
+        return Err(Error::Needs("--userns", "--netns or a PID"));
+    }
     if typed.fd.is_some() {
         return Err(Error::TapDescriptor);
     }

@@ -41,10 +41,14 @@ pub enum Wanted {
     Diag,
     /// `/dev/net/tun`: what is made of it belongs to the namespace.
     Tun,
+    /// The same, which stays open inside as well. What is made of it goes with the process inside,
+    /// a moment after us: the kernel takes its time to remove an interface, and where the
+    /// namespace goes too, nobody needs to wait for that.
+    LastingTun,
 }
 
 impl Wanted {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Stream4,
         Self::Stream6,
         Self::Datagram4,
@@ -52,6 +56,7 @@ impl Wanted {
         Self::Route,
         Self::Diag,
         Self::Tun,
+        Self::LastingTun,
     ];
 
     /// The stream of a family.
@@ -87,7 +92,7 @@ impl Wanted {
             Self::Datagram6 => socket::open(Family::V6, Kind::Datagram),
             Self::Route => netlink(SockProtocol::NetlinkRoute),
             Self::Diag => netlink(SockProtocol::NetlinkSockDiag),
-            Self::Tun => {
+            Self::Tun | Self::LastingTun => {
                 let mut options = OpenOptions::new();
                 options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
                 options.open("/dev/net/tun").map(OwnedFd::from)
@@ -236,6 +241,7 @@ fn serve(channel: OwnedFd, confine: impl FnOnce() -> io::Result<()>) {
     let Ok(Some(channel)) = process::take_inherited(Some(channel.into_raw_fd())) else { return };
     debug_assert_eq!(channel.as_raw_fd(), KEPT_FD);
     let mut confine = Some(confine);
+    let mut lasting = Vec::new();
     loop {
         let mut request = [0; 2];
         match recv(channel.as_raw_fd(), &mut request, MsgFlags::empty()) {
@@ -252,6 +258,9 @@ fn serve(channel: OwnedFd, confine: impl FnOnce() -> io::Result<()>) {
         };
         if answer(channel.as_fd(), &outcome, &made).is_err() {
             return;
+        }
+        if what == Wanted::LastingTun as u8 {
+            lasting.append(&mut made);
         }
     }
 }

@@ -107,14 +107,7 @@ impl Namespace {
 
     /// What `work` returns, run by a thread inside. Sockets that it opens stay inside.
     pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let namespace = File::open(self.path()).expect("the namespace is gone");
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                setns(&namespace, CloneFlags::CLONE_NEWNET).expect("cannot enter a namespace");
-                work()
-            });
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        within(&self.path(), work)
     }
 
     /// Takes its name away: it lives on while someone is in it.
@@ -128,6 +121,18 @@ impl Namespace {
         self.within(|| fs::write(&path, value))
             .unwrap_or_else(|error| panic!("cannot set {name}: {error}"));
     }
+}
+
+/// As [`Namespace::within`], for the namespace behind a file.
+pub fn within<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> T {
+    let namespace = File::open(path).expect("the namespace is gone");
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            setns(&namespace, CloneFlags::CLONE_NEWNET).expect("cannot enter a namespace");
+            work()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 impl Drop for Namespace {

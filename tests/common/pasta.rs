@@ -6,10 +6,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use passt::sys::process::open_process;
 use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -32,19 +34,48 @@ const MARK: &str = "PASTA_TEST_MARK";
 
 /// Where `pasta` is started: a network namespace that stands for the host's, and a mark on all that
 /// is started. What is left is killed on drop.
-pub struct Place {
-    pub host: Namespace,
+pub struct Place<'a> {
+    host: Cow<'a, Namespace>,
     pub dir: TempDir,
     mark: String,
 }
 
-impl Place {
+/// A namespace of the place's own, or somebody else's.
+enum Cow<'a, T> {
+    Owned(T),
+    Borrowed(&'a T),
+}
+
+impl<T> std::ops::Deref for Cow<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        match self {
+            Self::Owned(value) => value,
+            Self::Borrowed(value) => value,
+        }
+    }
+}
+
+impl Place<'static> {
+    /// In a namespace of its own.
     pub fn new() -> Self {
+        Self::with(Cow::Owned(Namespace::alone("place")))
+    }
+}
+
+impl<'a> Place<'a> {
+    /// In the namespace `host`.
+    pub fn on(host: &'a Namespace) -> Self {
+        Self::with(Cow::Borrowed(host))
+    }
+
+    fn with(host: Cow<'a, Namespace>) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         need("setpriv", "util-linux");
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let mark = format!("{}-{number}.", std::process::id());
-        let place = Self { host: Namespace::alone("place"), dir: TempDir::new(), mark };
+        let place = Self { host, dir: TempDir::new(), mark };
         // For ordinary users, too.
         let everybody = fs::Permissions::from_mode(0o777);
         fs::set_permissions(place.dir.path(), everybody).expect("is ours");
@@ -130,12 +161,63 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Place<'_> {
     fn drop(&mut self) {
         for pid in self.processes() {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
+}
+
+/// A program that has said that it is there, and where the rest of its output comes from.
+pub struct Running {
+    pub child: Child,
+    pub stdout: BufReader<ChildStdout>,
+}
+
+impl Running {
+    /// Starts it, and waits for its first line.
+    pub fn start(mut command: Command) -> (Self, String) {
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("starts");
+        let mut stdout = BufReader::new(child.stdout.take().expect("is piped"));
+        let mut line = String::new();
+        stdout.read_line(&mut line).expect("is text");
+        assert_ne!(line, "", "{command:?} says nothing");
+        (Self { child, stdout }, line.trim_end().to_owned())
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid()), signal).expect("it lives");
+    }
+
+    /// Its status, and what it has printed since.
+    pub fn end(mut self) -> (Option<i32>, String) {
+        let status = self.child.wait().expect("is ours");
+        let mut rest = String::new();
+        self.stdout.read_to_string(&mut rest).expect("is text");
+        (status.code().or_else(|| status.signal().map(|n| -n)), rest)
+    }
+}
+
+/// A `pasta` whose command waits for ever, and the command's process.
+pub fn waiting(place: &Place<'_>, who: Who, options: &[&str]) -> (Running, i32) {
+    let command = ["sh", "-c", "echo ready; exec sleep infinity"];
+    let arguments: Vec<&str> = options.iter().copied().chain(command).collect();
+    let (pasta, _) = Running::start(place.pasta(who, &arguments));
+    let children = format!("/proc/{0}/task/{0}/children", pasta.pid());
+    let children = fs::read_to_string(children).expect("it lives");
+    let is_sleep = |pid: &i32| {
+        // It may not have come to the second program yet.
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        ["sh\n", "sleep\n"].contains(&name.as_str())
+    };
+    let mut pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+    let command = pids.find(is_sleep).expect("the command runs");
+    (pasta, command)
 }
 
 /// Waits for a process to end; whether it did.
