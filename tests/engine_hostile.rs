@@ -255,6 +255,8 @@ impl Host for ChaosHost {
 
     fn keepalive(&mut self, _stream: &mut Handle) {}
 
+    fn hurry(&mut self, _: &mut Handle) {}
+
     fn widen(&mut self, _stream: &mut Handle) {}
 
     fn feed(&mut self) {}

@@ -294,6 +294,16 @@ fn one_spliced_connection_cannot_starve_another() {
 }
 
 #[test]
+fn only_sockets_that_have_much_to_carry_are_told_to_hurry() {
+    let mut rig = rig(ON);
+    let [here, there] = connection(&mut rig);
+    arrives(&mut rig, there, b"little");
+    arrives(&mut rig, here, &vec![5; TURN]);
+    arrives(&mut rig, here, &vec![5; TURN]);
+    assert_eq!([here, there].map(|sock| rig.sock(sock).hurried), [0, 1]);
+}
+
+#[test]
 fn a_connection_that_ends_in_the_line_leaves_it() {
     let mut rig = rig(ON);
     let [here, there] = connection(&mut rig);

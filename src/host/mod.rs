@@ -134,6 +134,10 @@ pub trait Host {
     /// Lets the peer send far ahead: the stream has much to carry. To be called once.
     fn widen(&mut self, stream: &mut Self::Stream);
 
+    /// Sends without regard to any network: the stream has much to carry and does not leave this
+    /// machine. To be called once.
+    fn hurry(&mut self, stream: &mut Self::Stream);
+
     /// What the kernel knows of the connection.
     fn info(&mut self, stream: &Self::Stream) -> io::Result<StreamInfo>;
 

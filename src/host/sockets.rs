@@ -311,6 +311,10 @@ impl Host for Sockets {
         let _ = socket::set(fd, IntOption::RECEIVE_LOW_WATER, 1);
     }
 
+    fn hurry(&mut self, stream: &mut Stream) {
+        stream.hurry();
+    }
+
     fn info(&mut self, stream: &Stream) -> io::Result<StreamInfo> {
         stream.info()
     }

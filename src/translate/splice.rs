@@ -18,6 +18,12 @@ use crate::token::Readiness;
 /// Bytes that a connection moves in one turn, both directions together.
 pub const TURN: usize = 1 << 20;
 
+/// Bytes that are moved at a time: few enough to stay in the processor's caches.
+pub const PIECE: usize = 1 << 18;
+
+/// Bytes after which a direction counts as busy.
+const BUSY: usize = 1 << 18;
+
 /// What the smallest transfer counts for, so that tiny ones end a turn as well.
 const LEAST: usize = 1 << 12;
 
@@ -41,6 +47,11 @@ pub enum Step {
     },
     /// End the writing half of the socket of side `to`.
     Finish {
+        /// The socket.
+        to: Side,
+    },
+    /// Let the socket of side `to` send as fast as it can: it has much to carry.
+    Hurry {
         /// The socket.
         to: Side,
     },
@@ -78,6 +89,10 @@ struct End {
 struct Way {
     /// Bytes in the pipe.
     pending: usize,
+    /// Bytes that were taken, as far as it matters: up to [`BUSY`].
+    taken: usize,
+    /// It was told to hurry.
+    hurries: bool,
     /// All was read.
     ended: bool,
     /// The end was passed on.
@@ -100,7 +115,7 @@ impl Conn {
     /// taken from either before both have said that they are writable.
     pub const fn new() -> Self {
         let end = End { readable: false, writable: false, failed: false };
-        let way = Way { pending: 0, ended: false, finished: false };
+        let way = Way { pending: 0, taken: 0, hurries: false, ended: false, finished: false };
         Self { ends: [end; 2], ways: [way; 2], first: Side::Outside, left: TURN }
     }
 
@@ -159,12 +174,16 @@ impl Conn {
     pub fn next(&mut self) -> Step {
         match self.step() {
             Some(Step::Fill { .. }) if self.left == 0 => return Step::Yield,
-            Some(step) => {
-                if let Step::Fill { from, .. } = step {
-                    self.first = from.other();
+            Some(Step::Fill { from, max }) => {
+                let way = self.way_mut(from);
+                if way.taken >= BUSY && !way.hurries {
+                    way.hurries = true;
+                    return Step::Hurry { to: from.other() };
                 }
-                return step;
+                self.first = from.other();
+                return Step::Fill { from, max };
             }
+            Some(step) => return step,
             None => {}
         }
         let [outside, inside] = &self.ways;
@@ -212,7 +231,7 @@ impl Conn {
         let (way, source, target) = (self.way(from), self.end(from), self.end(from.other()));
         let idle = way.pending == 0 && !way.ended;
         let able = source.readable && target.writable && !target.failed;
-        (idle && able).then_some(Step::Fill { from, max: self.left.max(LEAST) })
+        (idle && able).then_some(Step::Fill { from, max: self.left.clamp(LEAST, PIECE) })
     }
 
     /// What came of [`Step::Fill`].
@@ -220,7 +239,9 @@ impl Conn {
         match outcome {
             Outcome::Moved(0) => self.way_mut(from).ended = true,
             Outcome::Moved(n) => {
-                self.way_mut(from).pending = n;
+                let way = self.way_mut(from);
+                way.pending = n;
+                way.taken = way.taken.saturating_add(n).min(BUSY);
                 self.left = self.left.saturating_sub(n.max(LEAST));
             }
             Outcome::Blocked => self.end_mut(from).readable = false,

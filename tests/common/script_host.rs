@@ -84,6 +84,8 @@ pub struct Sock {
     pub keepalive: bool,
     /// How often the stream was widened.
     pub widened: usize,
+    /// How often it was told to hurry.
+    pub hurried: usize,
     pub closed: bool,
     pub reset: bool,
     /// A call has said that it would block, and an event has to follow.
@@ -112,6 +114,7 @@ impl Sock {
             shut: false,
             keepalive: false,
             widened: 0,
+            hurried: 0,
             closed: false,
             reset: false,
             owes: Readiness::default(),
@@ -374,6 +377,10 @@ impl Host for ScriptHost {
 
     fn keepalive(&mut self, stream: &mut ScriptStream) {
         stream.with(|sock| sock.keepalive = true);
+    }
+
+    fn hurry(&mut self, stream: &mut ScriptStream) {
+        stream.with(|sock| sock.hurried += 1);
     }
 
     fn widen(&mut self, stream: &mut ScriptStream) {

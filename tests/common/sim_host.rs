@@ -389,6 +389,8 @@ impl Host for SimHost {
         stream.with(|peer| peer.socket.keepalive = true);
     }
 
+    fn hurry(&mut self, _: &mut SimStream) {}
+
     fn widen(&mut self, _: &mut SimStream) {}
 
     fn info(&mut self, stream: &SimStream) -> io::Result<StreamInfo> {

@@ -183,6 +183,7 @@ impl<S, P> Flow<S, P> {
                     let done = ctx.host.shutdown(self.streams.of(to)).is_ok();
                     self.conn.on_finished(to, done);
                 }
+                Step::Hurry { to } => ctx.host.hurry(self.streams.of(to)),
                 Step::Wait => break End::Wait,
                 Step::Yield => break End::Yield,
                 Step::Close => break End::Close,

@@ -168,7 +168,7 @@ fn a_turn_ends_after_its_bytes_and_directions_alternate() {
     let mut conn = connected();
     conn.on_ready(Outside, READABLE);
     conn.on_ready(Inside, READABLE);
-    let mut moved = [0, 0];
+    let (mut moved, mut hurried) = ([0, 0], Vec::new());
     loop {
         match conn.next() {
             Step::Fill { from, max } => {
@@ -177,6 +177,7 @@ fn a_turn_ends_after_its_bytes_and_directions_alternate() {
                 conn.on_filled(from, Outcome::Moved(n));
             }
             Step::Drain { to, len } => conn.on_drained(to, Outcome::Moved(len)),
+            Step::Hurry { to } => hurried.push(to),
             step => {
                 assert_eq!(step, Step::Yield);
                 break;
@@ -184,6 +185,7 @@ fn a_turn_ends_after_its_bytes_and_directions_alternate() {
         }
     }
     assert_eq!(moved, [TURN / 2, TURN / 2]);
+    assert_eq!(hurried, [Inside, Outside], "once each, as both have much to carry");
     conn.begin_turn();
     assert!(matches!(conn.next(), Step::Fill { .. }));
 }
@@ -264,6 +266,7 @@ fn serve(conn: &mut Conn, sockets: &mut [Model; 2], pipes: &mut [usize; 2]) -> O
                 socket.got_end = true;
                 conn.on_finished(to, !socket.broken);
             }
+            Step::Hurry { .. } => {}
             Step::Wait => return None,
             Step::Yield => conn.begin_turn(),
             step => return Some(step),

@@ -329,6 +329,8 @@ impl Host for Native {
 
     fn widen(&mut self, (): &mut ()) {}
 
+    fn hurry(&mut self, (): &mut ()) {}
+
     fn info(&mut self, (): &()) -> io::Result<StreamInfo> {
         Ok(StreamInfo::default())
     }
