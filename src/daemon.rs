@@ -16,6 +16,8 @@
 
 use crate::sys::error_text;
 use crate::sys::process::{self, Side};
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -31,6 +33,9 @@ use std::path::{Path, PathBuf};
 
 /// What the child says when it is ready; other bytes are the text of its error.
 const READY: u8 = 0;
+
+/// Bytes of a PID file at most: a number of 32 bits and a line break.
+const PID_LENGTH: libc::off_t = 11;
 
 /// Most bytes of an error's text from the child.
 const MAX_MESSAGE: u64 = 16 << 10;
@@ -153,7 +158,14 @@ impl PidFile {
             }
             Err(e) => return Err(fail(e)),
         };
-        Ok(Self { file, path: path.to_owned(), created })
+        let file = Self { file, path: path.to_owned(), created };
+        // A full disk must be known now: later there is no way to take anything back. File systems
+        // that cannot reserve room keep their secret.
+        let reserved = fallocate(&file.file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, PID_LENGTH);
+        if let Err(e @ (Errno::ENOSPC | Errno::EDQUOT)) = reserved {
+            return Err(Error::PidFileWrite(path.to_owned(), e.into()));
+        }
+        Ok(file)
     }
 
     /// Writes `pid`. The file stays when we end: whoever asked for it removes it.

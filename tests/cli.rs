@@ -9,7 +9,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt as _;
@@ -192,6 +192,8 @@ fn every_option_is_known_in_both_programs() {
         "--pcap /a",
         "-P /a",
         "--pid /a",
+        "-c /a",
+        "--conf-path /a",
         "--fd 3",
         "-F 3",
         "-m 1500",
@@ -523,19 +525,19 @@ fn without_a_path_the_first_free_usual_one_is_taken() {
 }
 
 /// Starts passt with `fd` as its descriptor 9.
-fn with_descriptor(fd: i32, line: &str) -> Command {
+fn with_descriptor(fd: BorrowedFd<'_>, line: &str) -> Command {
     let mut command = Command::new("sh");
-    let script = format!("exec {PASST} --vhost-user -q -D none {line} 9<&{fd}");
+    // Not by its number: some shells know one digit only.
+    let script = format!("exec {PASST} --vhost-user -q -D none {line} 9<&0");
     command.args([OsStr::new("-c"), OsStr::new(&script)]);
+    command.stdin(fd.try_clone_to_owned().expect("is open"));
     command
 }
 
 #[test]
 fn an_open_descriptor_is_served_until_its_other_end_closes() {
     let (ours, theirs) = UnixStream::pair().expect("sockets are there");
-    nix::fcntl::fcntl(&theirs, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()))
-        .expect("is open");
-    let mut passt = with_descriptor(theirs.as_raw_fd(), "-f --fd 9").spawn().expect("starts");
+    let mut passt = with_descriptor(theirs.as_fd(), "-f --fd 9").spawn().expect("starts");
     drop((ours, theirs));
     assert_eq!(passt.wait().expect("is ours").code(), Some(0));
 }
@@ -548,16 +550,14 @@ fn a_descriptor_that_cannot_be_served_is_refused() {
     let (datagrams, _peer) = UnixDatagram::pair().expect("sockets are there");
     let listener = UnixListener::bind(folder.path("listener")).expect("binds");
     for fd in [file.as_fd(), datagrams.as_fd(), listener.as_fd()] {
-        nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()))
-            .expect("is open");
-        let output = with_descriptor(fd.as_raw_fd(), "-f --fd 9").output().expect("starts");
+        let output = with_descriptor(fd, "-f --fd 9").output().expect("starts");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         let expected = "Invalid --fd: 9 is no connected UNIX domain stream socket\n";
         assert_eq!((output.status.code(), &*said), (Some(1), expected));
     }
     fs::remove_file(folder.path("listener")).expect("is there");
     let line = format!("-f --fd 9 -s {}", folder.path("s"));
-    let output = with_descriptor(file.as_raw_fd(), &line).output().expect("starts");
+    let output = with_descriptor(file.as_fd(), &line).output().expect("starts");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(said, "Options --fd and --socket exclude each other\n");
     assert!(folder.names().is_empty());
@@ -689,4 +689,216 @@ fn a_capture_is_a_pcap_and_one_that_cannot_be_made_costs_a_warning() {
     let (status, said) = passt.end();
     assert_eq!(status.code(), Some(0));
     assert!(said.contains("Couldn't open capture /nonexistent/pcap: No such file"), "{said}");
+}
+
+// --- What is promised of passt, and not said above ---------------------------------------------
+
+/// Runs passt in a network that has nothing but a loopback interface, for a client that has gone.
+fn in_loopback_network(args: &[&str]) -> Output {
+    let (ours, theirs) = UnixStream::pair().expect("sockets are there");
+    let script = "ip link set lo up && exec \"$@\" 9<&0";
+    let mut command = Command::new("unshare");
+    command.args(["--net", "sh", "-c", script, "sh", PASST, "-f", "-D", "none", "--fd", "9"]);
+    command.args(args).stdin(OwnedFd::from(theirs)).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn();
+    drop((ours, command));
+    child.expect("unshare is there (package util-linux)").wait_with_output().expect("is ours")
+}
+
+#[test]
+fn port_specifiers_are_taken_as_documented() {
+    for (line, rules) in [
+        ("-t 22", &["TCP [*]:22  =>  22"][..]),
+        ("-t22:23", &["TCP [*]:22  =>  23"]),
+        ("-t 22-80:32-90", &["TCP [*]:22-80  =>  32-90"]),
+        ("--tcp-ports=127.0.0.1/22", &["TCP [127.0.0.1]:22  =>  22"]),
+        ("-t ::1/22", &["TCP [::1]:22  =>  22"]),
+        ("-t [::1]/22", &["TCP [::1]:22  =>  22"]),
+        ("-t ::ffff:127.0.0.1/22", &["TCP [127.0.0.1]:22  =>  22"]),
+        ("-t 127.0.0.1%lo/22", &["TCP [127.0.0.1]%lo:22  =>  22"]),
+        ("-t %lo/22", &["TCP [*]%lo:22  =>  22"]),
+        ("-t *%lo/22", &["TCP [*]%lo:22  =>  22"]),
+        ("-t /22", &["TCP [*]:22  =>  22"]),
+        ("-t 0.0.0.0/22 -t [::]/22", &["TCP [0.0.0.0]:22  =>  22", "TCP [::]:22  =>  22"]),
+        ("-t 0.0.0.0/5000:192.0.2.5/6000", &["TCP [0.0.0.0]:5000  =>  [192.0.2.5]:6000"]),
+        ("-t 0.0.0.0/5000:192.0.2.5", &["TCP [0.0.0.0]:5000  =>  [192.0.2.5]:5000"]),
+        ("-t [::]/80:2001:db8::5/81", &["TCP [::]:80  =>  [2001:db8::5]:81"]),
+        ("-4 -t 22:192.0.2.5", &["TCP [0.0.0.0]:22  =>  [192.0.2.5]:22"]),
+        ("-6 -t 22", &["TCP [::]:22  =>  22"]),
+        (
+            "-t 127.0.0.1/all:192.0.2.6,~1-65000",
+            &["TCP [127.0.0.1]:65001-65535  =>  [192.0.2.6]:65001-65535  (best effort)"],
+        ),
+        (
+            "-t 2000-2020,~2005-2010",
+            &["TCP [*]:2000-2004  =>  2000-2004", "TCP [*]:2011-2020  =>  2011-2020"],
+        ),
+        ("-u ~1-65000", &["UDP [*]:65001-65535  =>  65001-65535  (best effort)"]),
+        (
+            "-t all,~1-65000,65100",
+            &[
+                "TCP [*]:65100  =>  65100",
+                "TCP [*]:65001-65099  =>  65001-65099  (best effort)",
+                "TCP [*]:65101-65535  =>  65101-65535  (best effort)",
+            ],
+        ),
+        (
+            "-t 127.0.0.1/22 -t 127.0.0.2/22",
+            &["TCP [127.0.0.1]:22  =>  22", "TCP [127.0.0.2]:22  =>  22"],
+        ),
+        ("-t 22 -t 127.0.0.1/22", &["TCP [*]:22  =>  22", "TCP [127.0.0.1]:22  =>  22"]),
+        ("-t 22 -u 22", &["TCP [*]:22  =>  22", "UDP [*]:22  =>  22"]),
+        ("-t none -t 22", &["TCP [*]:22  =>  22"]),
+        ("-t none -u none", &[]),
+        ("-u 224.0.0.251/5353", &["UDP [224.0.0.251]:5353  =>  5353"]),
+    ] {
+        let args: Vec<_> = line.split(' ').collect();
+        let output = in_loopback_network(&args);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{line}: {said}");
+        let lines = said.lines().skip_while(|l| *l != "Inbound forwarding rules (HOST):").skip(1);
+        let shown: Vec<_> = lines.map_while(|l| l.strip_prefix("    ")).collect();
+        assert_eq!(shown, rules, "{line}: {said}");
+    }
+}
+
+#[test]
+fn port_specifiers_are_refused_as_documented() {
+    let invalid = "Invalid port specifier ";
+    for (args, message) in [
+        (&["-t", "22-80:32-91"][..], invalid),
+        (&["-t", "22:192.0.2.5"], invalid),
+        (&["-t", "127.0.0.1/22:2001:db8::1"], invalid),
+        (&["-t", "127.0.0.1/22:224.0.0.1"], invalid),
+        (&["-t", "::1/auto"], "'auto' port forwarding is only allowed for pasta"),
+        (&["-t", "8000-8010,auto"], "'auto' port forwarding is only allowed for pasta"),
+        (&["-t", "22,22"], "Forwarding configuration conflict: "),
+        (&["-t", "22", "-t", "20-30"], "Forwarding configuration conflict: "),
+        (&["-t", "0"], invalid),
+        (&["-t", "22:0"], invalid),
+        (&["-t", "65536"], invalid),
+        (&["-t", "22:"], invalid),
+        (&["-t", "22,"], invalid),
+        (&["-t", "foo"], invalid),
+        (&["-t", "2222 "], invalid),
+        (&["-t", " 2222"], invalid),
+        (&["-t", "+2222"], invalid),
+        (&["-t", "1-0"], invalid),
+        (&["-t", ""], invalid),
+        (&["-t", "%/22"], invalid),
+        (&["-t", "%sixteen-letters-/22"], invalid),
+        (&["-t", "%../22"], invalid),
+        (&["-t", "192.0.2.256/22"], invalid),
+        (&["-t", "~1-65535"], invalid),
+        (&["-u", "22", "-u", "none"], "UDP ports: 'none' given after other port rules"),
+        (&["-4", "-t", "[::]/22"], "IPv6 forward, but IPv6 not enabled"),
+        (&["-6", "-t", "127.0.0.1/22"], "IPv4 forward, but IPv4 not enabled"),
+        (&["--no-tcp", "-t", "22"], "TCP port forwarding requested, but TCP is disabled"),
+        (&["--no-udp", "-u", "all"], "UDP port forwarding requested, but UDP is disabled"),
+        (&["-t", "127.0.0.9%bogus0/22"], "Listen failed for HOST TCP port 127.0.0.9%bogus0/22: "),
+    ] {
+        let output = in_loopback_network(&[&["-q"], args].concat());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let status = (output.status.code(), output.stdout.len());
+        assert_eq!(status, (Some(1), 0), "{args:?}: {said}");
+        let said = said.strip_prefix("Started as root, will change to nobody.\n").unwrap_or(&said);
+        assert!(said.starts_with(message), "{args:?}: {said}");
+    }
+}
+
+#[test]
+fn ready_means_that_the_control_socket_answers_too() {
+    set_child_subreaper(true).expect("daemons become ours");
+    let folder = Folder::new();
+    let (control, pid_file) = (folder.path("control"), folder.path("pid"));
+    let line = format!("-q -D none -s {} -c {control} -P {pid_file}", folder.path("s"));
+    assert_eq!(prints(PASST, &line), "");
+    let rules = prints(env!("CARGO_BIN_EXE_pesto"), &control);
+    assert_eq!(rules, "Inbound forwarding rules (HOST):\n");
+    let pid = fs::read_to_string(&pid_file).expect("is there");
+    let pid = Pid::from_raw(pid.trim_end().parse().expect("is a number"));
+    kill(pid, Signal::SIGTERM).expect("it lives");
+    assert_eq!(waitpid(pid, None), Ok(WaitStatus::Exited(pid, 0)));
+}
+
+/// Runs a script of the shell's, with `$P` for passt, in namespaces that `unshare` makes.
+fn script(unshare: &[&str], text: &str) -> String {
+    let mut command = Command::new("unshare");
+    let output = command.args(unshare).args(["sh", "-c", text]).env("P", PASST).output();
+    let output = output.expect("unshare is there (package util-linux)");
+    let both = [output.stdout, output.stderr].concat();
+    String::from_utf8_lossy(&both).into_owned()
+}
+
+#[test]
+fn the_number_in_the_pid_file_is_the_one_that_the_starter_sees() {
+    let folder = Folder::new();
+    let start = format!(
+        "$P -q -D none -s {} -P {pid} && \
+         readlink /proc/$(cat {pid})/exe && kill $(cat {pid})",
+        folder.path("s"),
+        pid = folder.path("pid")
+    );
+    let said = script(&["--pid", "--fork", "--mount-proc"], &start);
+    assert!(said.ends_with(&format!("{PASST}\n")), "{said}");
+}
+
+#[test]
+fn a_full_disk_stops_the_start_and_nothing_is_left_behind() {
+    let folder = Folder::new();
+    let full = format!(
+        "mount -t tmpfs -o size=16k none /mnt && cd /mnt && {{ cat /dev/zero >fill; }} 2>&-; \
+         {{ $P -q -D none -s {s} OPTION; }} 2>&1; echo $? && ls && ls {s}",
+        s = folder.path("s")
+    );
+    for (option, message) in [
+        ("-P /mnt/pid", "Couldn't write PID file /mnt/pid: No space left on device"),
+        ("-f -P /mnt/pid", "Couldn't write PID file /mnt/pid: No space left on device"),
+        ("-l /mnt/log", "Couldn't open log file /mnt/log: No space left on device"),
+    ] {
+        let said = script(&["--mount"], &full.replace("OPTION", option));
+        let expected = format!("{message}\n1\nfill\n");
+        let at = said.find(message).unwrap_or_default();
+        assert!(said[at..].starts_with(&expected), "{option}: {said}");
+        assert!(folder.names().is_empty(), "{option}: {:?}", folder.names());
+    }
+}
+
+#[test]
+fn names_that_are_too_long_and_places_of_others_are_refused() {
+    let folder = Folder::new();
+    let long = folder.path(&"x".repeat(300));
+    for (option, message) in [
+        ("-P", format!("Couldn't open PID file {long}: File name too long")),
+        ("-l", format!("Couldn't open log file {long}: File name too long")),
+        ("-c", format!("Invalid socket path: {long}")),
+    ] {
+        let said = fails(PASST, &format!("-q -D none -s {} {option} {long}", folder.path("s")));
+        assert!(said.ends_with(&format!("{message}\n")), "{said}");
+        assert!(folder.names().is_empty(), "{option}: {:?}", folder.names());
+    }
+    // Somebody's socket that nobody serves any more, in a folder where only owners remove files.
+    drop(UnixListener::bind(folder.path("stale")).expect("binds"));
+    let live = UnixListener::bind(folder.path("live")).expect("binds");
+    fs::set_permissions(folder.path("live"), fs::Permissions::from_mode(0o700)).expect("is ours");
+    fs::set_permissions(folder.path("stale"), fs::Permissions::from_mode(0o777)).expect("is ours");
+    fs::set_permissions(&folder.0, fs::Permissions::from_mode(0o1777)).expect("is ours");
+    for (name, reason) in [("stale", "Operation not permitted"), ("live", "Permission denied")] {
+        for option in ["-s", "-c"] {
+            let path = folder.path(name);
+            let other = if option == "-s" { "-c" } else { "-s" };
+            let output = Command::new("setpriv")
+                .args(["--reuid=1000", "--regid=1000", "--clear-groups", PASST])
+                .args(["-q", "-D", "none", option, &path, other, &folder.path("other")])
+                .output()
+                .expect("setpriv is there (package util-linux)");
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            let expected = format!("Couldn't bind UNIX domain socket to {path}: {reason}\n");
+            assert_eq!((output.status.code(), said), (Some(1), expected));
+            let mut names = folder.names();
+            names.sort_unstable();
+            assert_eq!(names, ["live", "stale"]);
+        }
+    }
+    drop(live);
 }

@@ -644,7 +644,7 @@ fn torment(control: &Path, stop: &mpsc::Receiver<()>) {
             3 => client.write(&update(&[rule(5001)])[..30]),
             _ => Ok(0), // silent
         };
-        if round % 7 == 0 {
+        if round.is_multiple_of(7) {
             kept.push(client);
         }
         if kept.len() > 20 {

@@ -85,6 +85,7 @@ impl LogFile {
         let mut options = OpenOptions::new();
         // O_NONBLOCK so that a pipe without a reader fails, and a full one drops lines.
         options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).mode(0o600);
+        let new = std::fs::symlink_metadata(path).is_err();
         let end = options.clone().append(true).create(true).open(path).map_err(FileError::Open)?;
         let facts = end.metadata().map_err(FileError::Open)?;
         let inside = if facts.is_file() {
@@ -102,7 +103,12 @@ impl LogFile {
         let block = facts.blksize().clamp(4096, limit / 5).next_power_of_two();
         let pid = std::process::id();
         let file = Self { end, inside, limit, block, title, executable, pid, clock };
-        (&file.end).write_all(file.header(None).as_bytes()).map_err(FileError::Write)?;
+        let written = (&file.end).write_all(file.header(None).as_bytes());
+        if written.is_err() && new {
+            // The disk is full: what there is of a file helps nobody.
+            let _ = std::fs::remove_file(path);
+        }
+        written.map_err(FileError::Write)?;
         Ok(file)
     }
 
