@@ -3,10 +3,10 @@
 //! What the namespace cannot do without is an error; what one route or address is about costs a
 //! warning, and all such have one line.
 
+use crate::config::Tap;
 use crate::config::facts::{Address, NextHop, Route};
 use crate::config::namespace::QUEUE_LENGTH;
 use crate::config::netplan::NetPlan;
-use crate::config::{Tap, ports};
 use crate::host::netlink::channel::Channel;
 use crate::sys::error_text;
 use crate::wire::MacAddr;
@@ -24,6 +24,10 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
+
+/// The number of the loopback interface in every namespace, whatever its name has become
+/// (LOOPBACK_IFINDEX).
+const LOOPBACK: u32 = 1;
 
 /// What is named of each kind in a warning.
 const NAMED: usize = 4;
@@ -63,8 +67,7 @@ pub fn configure(
     plan: Option<&NetPlan>,
 ) -> Result<Warnings, Error> {
     let mut inside = Inside(Channel::new(route));
-    let lo = inside.link(ports::LOOPBACK)?;
-    inside.bring_up(lo.index, Vec::new()).map_err(to("bring up the loopback interface"))?;
+    inside.bring_up(LOOPBACK, Vec::new()).map_err(to("bring up the loopback interface"))?;
     let Some(tap) = tap else { return Ok(Vec::new()) };
     let mut warnings = inside.prepare(tap)?;
     if let Some(plan) = plan {
