@@ -264,7 +264,7 @@ fn append(path: &Path) -> File {
 }
 
 /// The newest kernel image of the package, and its version.
-fn cloud_kernel() -> PathBuf {
+pub fn cloud_kernel() -> PathBuf {
     let entries = fs::read_dir("/boot").into_iter().flatten().flatten();
     let is_cloud = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();

@@ -302,7 +302,12 @@ impl Passt {
 
     /// As [`Passt::start`], but its socket is a stream of frames.
     pub fn start_stream(lab: &Lab, options: &[&str]) -> Self {
-        Self::start_with(lab, &program_under_test(), &[], options)
+        Self::start_stream_program(lab, &program_under_test(), options)
+    }
+
+    /// As [`Passt::start_stream`], with a program of the caller's choice.
+    pub fn start_stream_program(lab: &Lab, program: &OsStr, options: &[&str]) -> Self {
+        Self::start_with(lab, program, &[], options)
     }
 
     fn start_with(lab: &Lab, program: &OsStr, link: &[&str], options: &[&str]) -> Self {
