@@ -4,18 +4,17 @@
 mod common;
 
 use common::guest::cloud_kernel;
-use common::net::{FAR4, FAR6, Lab, PATIENCE, TempDir, need};
+use common::net::{FAR4, FAR6, Lab, TempDir, need};
 use common::pasta::{Place, Who, ends};
+use passt::config::options::{Program, Request, parse};
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
 
 const PASST: &str = env!("CARGO_BIN_EXE_passt");
-const PASTA: &str = env!("CARGO_BIN_EXE_pasta");
 
 fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("qemu-configs").join(name)
@@ -307,24 +306,20 @@ fn command_lines_in_documents_have_options_that_exist() {
     for document in ["README.md", "qemu-configs/README.md"] {
         for line in commands(document) {
             let mut words = line.split_whitespace();
-            let program = match words.next() {
-                Some("passt") => PASST,
-                Some("pasta") => PASTA,
+            let (program, name) = match words.next() {
+                Some(name @ "passt") => (Program::Passt, name),
+                Some(name @ "pasta") => (Program::Pasta, name),
                 _ => continue,
             };
-            // A command of pasta's begins behind the options.
-            let options: Vec<_> = words.take_while(|word| *word != "--" && *word != "&").collect();
-            assert!(!options.is_empty(), "{document}: {line}");
-            let status = Command::new(program).args(&options).arg("--version").output();
-            let said = String::from_utf8_lossy(&status.expect("starts").stderr).into_owned();
-            assert_eq!(said, "", "{document}: {line}");
+            let words: Vec<_> = words.map(Into::into).collect();
+            let parsed = parse(program, name, &words);
+            assert!(matches!(parsed, Ok(Request::Run(..))), "{document}: {line}: {parsed:?}");
             seen += 1;
         }
     }
-    assert!(seen > 4, "{seen} command lines");
+    assert!(seen > 10, "{seen} command lines");
 }
 
-/// Scripts say what they are for where they are asked or broken, and shells can read them.
 #[test]
 fn scripts_are_understood_by_their_shells() {
     for name in ["demo", "qemu-stream", "qemu-vhost-user", "qemu-netdev-passt", "cloud-hypervisor"]
@@ -332,5 +327,16 @@ fn scripts_are_understood_by_their_shells() {
         let text = fs::read_to_string(file(name)).expect("is there");
         let shell = text.lines().next().and_then(|line| line.strip_prefix("#!")).expect("a script");
         output(Command::new(shell).arg("-n").arg(file(name)));
+    }
+}
+
+/// They compile; whether they are enforced depends on the kernel.
+#[test]
+fn apparmor_understands_the_profiles() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/apparmor");
+    for name in ["usr.bin.passt", "usr.bin.pasta", "usr.bin.pesto"] {
+        let mut parser = Command::new(need("apparmor_parser", "apparmor"));
+        parser.args(["--skip-kernel-load", "--skip-cache", "--Include"]).arg(&folder);
+        output(parser.args(["--Include", "/etc/apparmor.d"]).arg(folder.join(name)));
     }
 }
