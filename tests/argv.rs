@@ -22,20 +22,20 @@ const QEMU: u32 = 107;
 
 /// A host with the addresses that the command lines name.
 struct Host {
-    place: Place,
+    place: Place<'static>,
     passt: String,
 }
 
 impl Host {
     fn new() -> Self {
         let place = Place::new();
-        place.host.ip("link add eth0 type veth peer name far0");
-        place.host.ip("addr add 192.0.2.10/24 dev eth0");
-        place.host.ip("addr add 1.2.3.4/32 dev eth0");
-        place.host.ip("addr add 2001:db8:ac10:fd01::1:10/64 dev eth0 nodad");
-        place.host.ip("link set far0 up");
-        place.host.ip("link set eth0 up");
-        place.host.ip("route add default via 192.0.2.1");
+        place.host().ip("link add eth0 type veth peer name far0");
+        place.host().ip("addr add 192.0.2.10/24 dev eth0");
+        place.host().ip("addr add 1.2.3.4/32 dev eth0");
+        place.host().ip("addr add 2001:db8:ac10:fd01::1:10/64 dev eth0 nodad");
+        place.host().ip("link set far0 up");
+        place.host().ip("link set eth0 up");
+        place.host().ip("route add default via 192.0.2.1");
         // Where every user may start it.
         let passt = place.dir.join("passt");
         fs::copy(env!("CARGO_BIN_EXE_passt"), &passt).expect("there is room");
@@ -92,13 +92,13 @@ impl Host {
     /// Whether a TCP port answers.
     fn answers(&self, address: &str, port: u16) -> bool {
         let address: IpAddr = address.parse().expect("is an address");
-        self.place.host.within(|| TcpStream::connect((address, port))).is_ok()
+        self.place.host().within(|| TcpStream::connect((address, port))).is_ok()
     }
 
     /// Whether a UDP port is taken.
     fn is_taken(&self, address: &str, port: u16) -> bool {
         let address: IpAddr = address.parse().expect("is an address");
-        self.place.host.within(|| UdpSocket::bind((address, port))).is_err()
+        self.place.host().within(|| UdpSocket::bind((address, port))).is_err()
     }
 
     /// Connects to a socket.

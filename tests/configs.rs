@@ -253,7 +253,7 @@ fn libvirts_domains_become_command_lines_that_start() {
         let words = as_libvirt(&file, run);
         output(place.command(Who::Root, PASST).args(&words));
         let connect = || TcpStream::connect(("127.0.0.1", 2222)).is_ok();
-        assert!(place.host.within(connect), "{name}: {words:?}");
+        assert!(place.host().within(connect), "{name}: {words:?}");
         let pid = fs::read_to_string(run.join("1-vm-net0-passt.pid")).expect("is there");
         let pid = nix::unistd::Pid::from_raw(pid.trim().parse().expect("is a number"));
         nix::sys::signal::kill(pid, nix::sys::signal::SIGTERM).expect("it lives");

@@ -82,6 +82,11 @@ impl<'a> Place<'a> {
         place
     }
 
+    /// The network namespace that stands for the host's.
+    pub fn host(&self) -> &Namespace {
+        &self.host
+    }
+
     /// Any program, started by `who`.
     pub fn command(&self, who: Who, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = match who {
