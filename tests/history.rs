@@ -86,6 +86,8 @@ const CAPABILITIES: &[Row] = &[
             "the_network_of_the_host_is_reached_as_the_host",
             "the_host_is_seen_as_its_table_of_addresses_says",
             "forwarded_ports_are_reached_from_elsewhere_by_who_one_is",
+            "a_gibibyte_each_way_arrives_unchanged",
+            "datagrams_of_all_sizes_cross_both_ways",
         ],
     ),
     ("kernels without SO_PEEK_OFF", &["peeking_works_without_an_offset_in_the_kernel"]),
@@ -192,7 +194,10 @@ const DEFECTS: &[Row] = &[
         "11 idle flows cost time on each wake-up",
         &["an_owner_has_one_entry_and_is_woken_at_its_earliest"],
     ),
-    ("12 one connection monopolises the loop", &["one_flow_cannot_starve_the_others"]),
+    (
+        "12 one connection monopolises the loop",
+        &["one_flow_cannot_starve_the_others", "one_spliced_connection_cannot_starve_another"],
+    ),
     (
         "13 a full table or no descriptors spin",
         &[
