@@ -131,6 +131,9 @@ fn patient(stream: TcpStream) -> TcpStream {
 /// Who a service saw, and as whom.
 type Seen = (IpAddr, IpAddr);
 
+/// Where a connection goes to.
+type At = (IpAddr, u16);
+
 /// One connection to a service, `bytes` both ways, whom the service saw, and as whom.
 fn tcp(
     listener: &TcpListener,
@@ -264,7 +267,7 @@ fn the_host_is_seen_as_its_table_of_addresses_says() {
         assert_eq!(tcp(&listener, connect, 1 << 20), expected, "{options:?} {to}");
     }
     // Options, where the namespace connects to, where the host's service listens, whom it sees.
-    let table: [(&[&str], (IpAddr, u16), IpAddr, Seen); 6] = [
+    let table: [(&[&str], At, IpAddr, Seen); 6] = [
         (&[], (GATEWAY4, 81), LO4, (LO4, LO4)),
         (&["--map-host-loopback", "169.254.1.2"], (NAME4, 81), LO4, (LO4, LO4)),
         (&["--map-guest-addr", "169.254.1.2"], (NAME4, 81), HOST4, (HOST4, HOST4)),

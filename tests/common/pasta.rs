@@ -259,5 +259,5 @@ fn program(who: Who) -> &'static Path {
         }
         Some((directory, path))
     });
-    copy.as_ref().map_or(Path::new(PASTA), |(_, path)| path)
+    copy.as_ref().map_or_else(|| Path::new(PASTA), |(_, path)| path)
 }
