@@ -955,6 +955,30 @@ fn a_guests_reset_reaches_the_peer_and_is_not_answered() {
 }
 
 #[test]
+fn ports_may_be_used_again_in_the_batch_that_resets_them() {
+    let mut rig = Rig::new();
+    let mut end = open(&mut rig, false, 1);
+    let (data, reset) = (end.next(0, b"before"), end.segment(RST, b"").frame());
+    let mut again = ends(false, 1);
+    again.snd = end.snd.wrapping_add(100_000);
+    let answers = rig.offer(&[data, reset, again.syn()]);
+    let answer = only_tcp(&answers);
+    assert_eq!((answer.flags, answer.ack), (SYN | ACK, again.snd));
+    assert_eq!(rig.sock(0).sent, b"before");
+    assert!(rig.sock(0).reset && !rig.sock(1).closed);
+    assert_eq!(rig.engine.tcp_flows(), 1);
+    // The new connection works, and the old one's end has left nothing behind.
+    again.take(&answer);
+    let frames = [again.ack(), again.next(PSH, b"new")];
+    rig.offer(&frames);
+    assert_eq!(rig.sock(1).sent, b"new");
+    // A SYN for a connection that lives is still challenged.
+    let answer = only_tcp(&rig.send(ends(false, 1).syn()));
+    assert_eq!(answer.flags, ACK);
+    assert_eq!(rig.engine.tcp_flows(), 1);
+}
+
+#[test]
 fn a_reset_waits_for_room_and_the_flow_with_it() {
     let mut rig = Rig::new();
     open(&mut rig, false, 1);

@@ -13,6 +13,9 @@ use std::net::IpAddr;
 /// Neighbours that are known at most; the oldest goes.
 pub const MAX_NEIGHBOURS: usize = 512;
 
+/// Answers that are kept at hand.
+const ANSWERS: usize = 32;
+
 /// A neighbour.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
@@ -36,8 +39,9 @@ pub struct Neighbours {
     dump: u64,
     /// Addresses of which the guest should hear.
     news: VecDeque<IpAddr>,
-    /// The last answer: frames come in runs.
-    last: Cell<Option<(IpAddr, MacAddr)>>,
+    /// Answers given since the last change, each in the one place for its address: a search takes
+    /// far longer than a frame's headers should.
+    answers: [Cell<Option<(IpAddr, MacAddr)>>; ANSWERS],
 }
 
 impl Neighbours {
@@ -61,7 +65,7 @@ impl Neighbours {
         self.pinned.extend(ours_v6.filter(|_| ours_v6 != gateway_v6));
         self.ours = view.our_mac;
         self.gateways = [gateway_v4, gateway_v6];
-        self.last.set(None);
+        self.forget_answers();
     }
 
     /// The Ethernet address behind `addr`: the neighbour's; for what is not on the link, the
@@ -71,14 +75,24 @@ impl Neighbours {
         if self.entries.is_empty() {
             return self.ours;
         }
-        match self.last.get() {
+        // The last bits differ most among those who talk at the same time.
+        let low = match addr {
+            IpAddr::V4(addr) => addr.to_bits() as usize,
+            IpAddr::V6(addr) => addr.to_bits() as usize,
+        };
+        let Some(answer) = self.answers.get(low % ANSWERS) else { return self.find(addr) };
+        match answer.get() {
             Some((last, mac)) if last == addr => mac,
             _ => {
                 let mac = self.find(addr);
-                self.last.set(Some((addr, mac)));
+                answer.set(Some((addr, mac)));
                 mac
             }
         }
+    }
+
+    fn forget_answers(&self) {
+        self.answers.iter().for_each(|answer| answer.set(None));
     }
 
     fn find(&self, addr: IpAddr) -> MacAddr {
@@ -117,7 +131,7 @@ impl Neighbours {
             (Err(_), Some(mac)) => self.insert(Entry { addr, mac, told: self.tellings }),
             (Err(_), None) => return,
         }
-        self.last.set(None);
+        self.forget_answers();
         if tell && self.find(addr) != before && !self.news.contains(&addr) {
             // Of more than there can be neighbours the guest hears when it asks.
             if self.news.len() < MAX_NEIGHBOURS {
@@ -146,7 +160,7 @@ impl Neighbours {
     pub fn end_dump(&mut self) {
         let dump = self.dump;
         self.entries.retain(|entry| entry.told > dump);
-        self.last.set(None);
+        self.forget_answers();
     }
 
     /// How many neighbours are known.

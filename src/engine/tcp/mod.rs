@@ -114,9 +114,13 @@ impl<S: std::fmt::Debug> Tcp<S> {
             guest: Endpoint::new(ip.src, header.src_port),
             remote: Endpoint::new(ip.dst, header.dst_port),
         };
+        let Segment { flags, ack, .. } = segment;
+        let opens = flags.syn && !flags.fin && !flags.rst && ack.is_none();
+        if opens {
+            self.make_way(ctx, &key, source);
+        }
         let Some(id) = self.find(&key) else {
-            let Segment { flags, ack, .. } = segment;
-            if flags.syn && !flags.fin && !flags.rst && ack.is_none() {
+            if opens {
                 return self.open_from_guest(ctx, key, &segment);
             }
             refuse::answer(ctx, &key, &segment);
@@ -133,6 +137,22 @@ impl<S: std::fmt::Debug> Tcp<S> {
         }
         self.carry_out(ctx, id, &verdict, source, index, ip.transport + header.header_len);
         Ok(())
+    }
+
+    /// A connection that has ended earlier in this batch leaves its ports to a new one.
+    fn make_way<H: Host<Stream = S>, K: Sink, Src: Source>(
+        &mut self,
+        ctx: &mut Ctx<'_, H, K>,
+        key: &FlowKey,
+        source: &Src,
+    ) {
+        let Some(id) = self.find(key) else { return };
+        if let Some((_, flow)) = self.table.get_mut(id)
+            && flow.conn.is_closed()
+        {
+            flow.forward(ctx, Some(source), &mut self.scratch, &mut self.budget);
+            self.advance(ctx, id);
+        }
     }
 
     /// Does what the verdict on one segment asks for, but sending, which waits for the batch.
