@@ -153,7 +153,10 @@ fn nothing_is_lost_where_many_send_at_once() {
             scope.spawn(move || go(End::Far, (HOST4, INSIDE), 200 + seed));
         }
     });
-    bench.assert_nothing_was_lost();
+    // A busy machine may keep a receiver waiting for so long that its window closes; it is probed,
+    // which its kernel counts. What it sends itself must not be lost.
+    let TcpCounters { retransmitted, timeouts, .. } = bench.counters();
+    assert_eq!((retransmitted, timeouts), (0, 0));
 }
 
 #[test]

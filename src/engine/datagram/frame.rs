@@ -65,26 +65,42 @@ pub(super) fn deliver<H, K: Sink>(
         return deliver_echo(ctx, key, payload).map_err(whole);
     }
     let caps = ctx.sink.caps();
-    let can_segment =
-        if key.guest.is_ipv4() { caps.udp4_segmentation } else { caps.udp6_segmentation };
-    let mtu = ctx.shared.settings.view.mtu.map_or(usize::MAX, usize::from);
-    let fits = |size: u16| {
-        let headers = if key.guest.is_ipv4() { ipv4::LEN } else { ipv6::LEN } + udp::LEN;
-        usize::from(size) + headers <= mtu
-    };
     match segment.filter(|&size| usize::from(size) < payload.len()) {
-        Some(size) if !can_segment || !fits(size) => {
+        Some(size) if !may_segment(ctx, key, &caps, size) => {
             let mut done = 0;
             for part in payload.chunks(usize::from(size).max(1)) {
-                send(ctx, key, &caps, &Message::new(key, part.len()), part, None)
+                send(ctx, key, &caps, &Message::new(key, part.len()), &[part], None)
                     .map_err(|refused| Undelivered { refused, done })?;
                 done += part.len();
             }
             Ok(())
         }
-        segment => send(ctx, key, &caps, &Message::new(key, payload.len()), payload, segment)
+        segment => send(ctx, key, &caps, &Message::new(key, payload.len()), &[payload], segment)
             .map_err(whole),
     }
+}
+
+/// Sends datagrams of one size, but for a shorter last one, in one frame that the link will cut.
+/// Returns whether it could be done: otherwise they are to be delivered one by one.
+pub(super) fn deliver_run<H, K: Sink>(
+    ctx: &mut Ctx<'_, H, K>,
+    key: &FlowKey,
+    parts: &[&[u8]],
+) -> bool {
+    let caps = ctx.sink.caps();
+    let size = parts.first().and_then(|first| u16::try_from(first.len()).ok());
+    let Some(size) = size.filter(|&size| may_segment(ctx, key, &caps, size)) else { return false };
+    let len = parts.iter().map(|part| part.len()).sum();
+    send(ctx, key, &caps, &Message::new(key, len), parts, Some(size)).is_ok()
+}
+
+/// Whether the link cuts datagrams of this size for the guest, whose MTU must allow them.
+fn may_segment<H, K>(ctx: &Ctx<'_, H, K>, key: &FlowKey, caps: &LinkCaps, size: u16) -> bool {
+    let v4 = key.guest.is_ipv4();
+    let headers = if v4 { ipv4::LEN } else { ipv6::LEN } + udp::LEN;
+    let mtu = ctx.shared.settings.view.mtu.map_or(usize::MAX, usize::from);
+    let can = if v4 { caps.udp4_segmentation } else { caps.udp6_segmentation };
+    can && usize::from(size) + headers <= mtu
 }
 
 /// A datagram, or a run of them, for which there was no room.
@@ -110,28 +126,34 @@ fn deliver_echo<H, K: Sink>(
     let Ok((icmpv4::EchoKind::Reply, seq)) = echo else { return Ok(()) };
     let payload = message.get(icmpv4::LEN..).unwrap_or_default();
     let caps = LinkCaps { checksum: false, ..ctx.sink.caps() };
-    send(ctx, key, &caps, &Message::echo_reply(key, seq), payload, None)
+    send(ctx, key, &caps, &Message::echo_reply(key, seq), &[payload], None)
 }
 
+/// Sends `parts`, one behind the other, as one message.
 fn send<H, K: Sink>(
     ctx: &mut Ctx<'_, H, K>,
     key: &FlowKey,
     caps: &LinkCaps,
     message: &Message,
-    payload: &[u8],
+    parts: &[&[u8]],
     segment: Option<u16>,
 ) -> Result<(), Refused> {
+    let payload_len = parts.iter().map(|part| part.len()).sum::<usize>();
     let addresses = ctx.shared.to_guest(key);
     let mut header = message.header;
     let header = header.get_mut(..message.header_len).unwrap_or_default();
-    let len = addresses.header_len() + header.len() + payload.len();
+    let len = addresses.header_len() + header.len() + payload_len;
     let mtu = ctx.shared.settings.view.mtu.map_or(usize::MAX, usize::from);
     let mtu = mtu.min(caps.max_frame.saturating_sub(ethernet::LEN));
     if segment.is_none() && len - ethernet::LEN > mtu {
-        return fragment(ctx, &addresses, message, payload, mtu);
+        return fragment(ctx, &addresses, message, &parts.concat(), mtu);
     }
     let slot = ctx.sink.reserve(len)?;
-    ctx.sink.write(&slot, addresses.header_len() + header.len(), payload);
+    let mut at = addresses.header_len() + header.len();
+    for part in parts {
+        ctx.sink.write(&slot, at, part);
+        at += part.len();
+    }
     let header_len = u16::try_from(addresses.header_len() + header.len()).unwrap_or(u16::MAX);
     let segmentation =
         segment.map(|size| Segmentation { kind: SegmentationKind::Udp, size, header_len });
@@ -144,15 +166,15 @@ fn send<H, K: Sink>(
     if message.protocol == protocol::ICMPV4 {
         let mut sum = Sum::new();
         sum.add_bytes(header);
-        sum.add_bytes(payload);
+        sum.add_bytes(&parts.concat());
         put_checksum(header, message, sum.finish());
         let mut ip = [0; MAX_IP_HEADERS];
-        let start = addresses.emit(message.protocol, header.len() + payload.len(), &mut ip);
+        let start = addresses.emit(message.protocol, header.len() + payload_len, &mut ip);
         ctx.sink.write(&slot, 0, &ip[..start]);
         ctx.sink.write(&slot, start, header);
         ctx.sink.commit(slot, len, Offload::default());
     } else {
-        headers::commit(ctx.sink, caps, slot, &addresses, header, payload.len(), &transport);
+        headers::commit(ctx.sink, caps, slot, &addresses, header, payload_len, &transport);
     }
     Ok(())
 }

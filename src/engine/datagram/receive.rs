@@ -3,7 +3,8 @@
 //! They wait in the socket while the guest gives no room. Those of a batch that had been received
 //! when the room ended wait with the flow, within bounds, and are delivered first.
 
-use super::frame::{Undelivered, deliver};
+use super::frame::{Undelivered, deliver, deliver_run};
+use super::send::{MAX_RUN, run_length};
 use super::{Datagrams, Flow, check_ends};
 use crate::engine::counters::DropReason;
 use crate::engine::splice::relay::{Received, Relays};
@@ -276,7 +277,14 @@ impl<D: std::fmt::Debug> Flow<D> {
         late_bytes: &mut usize,
     ) -> Next {
         let mut next = Next::Idle;
-        for index in 0..count {
+        let mut done = 0;
+        while done < count {
+            let index = done;
+            let run = self.deliver_equal(ctx, key, batch, index, count);
+            done += run.max(1);
+            if run > 0 {
+                continue;
+            }
             let Some((message, payload)) = batch.get(index) else { break };
             if message.from.is_some_and(|from| !self.is_remote(key, from)) {
                 ctx.shared.drop(DropReason::Stranger);
@@ -290,6 +298,45 @@ impl<D: std::fmt::Debug> Flow<D> {
             next = self.take(ctx, key, payload, message.segment, late_bytes);
         }
         next
+    }
+
+    /// Delivers datagrams of one size that follow each other, from `index` on, as one frame, where
+    /// there are such and the link can do it; returns how many.
+    fn deliver_equal<H, K: Sink>(
+        &mut self,
+        ctx: &mut Ctx<'_, H, K>,
+        key: &FlowKey,
+        batch: &Batch,
+        index: usize,
+        count: usize,
+    ) -> usize {
+        if key.protocol == Protocol::Echo || !self.late.waiting.is_empty() {
+            return 0;
+        }
+        let alone = |index: usize| {
+            let (message, payload) = batch.get(index).filter(|_| index < count)?;
+            let ours = message.from.is_none_or(|from| self.is_remote(key, from));
+            (ours && message.segment.is_none()).then_some(payload)
+        };
+        let mut parts = [&[][..]; MAX_RUN];
+        let mut lens = 0;
+        for (place, payload) in parts.iter_mut().zip((index..).map_while(alone)) {
+            *place = payload;
+            lens += 1;
+        }
+        let run = run_length(parts.iter().take(lens).map(|part| part.len()));
+        let Some(parts) = parts.get(..run).filter(|_| run > 1) else { return 0 };
+        if !deliver_run(ctx, key, parts) {
+            return 0;
+        }
+        for _ in 0..run {
+            if self.from_guest {
+                self.life.on_answered(ctx.now);
+            } else {
+                self.life.on_sent(ctx.now);
+            }
+        }
+        run
     }
 
     /// Delivers a datagram, or keeps it behind those that wait already.

@@ -10,7 +10,7 @@ use crate::span::{self, Span, recycle};
 use std::io::ErrorKind;
 
 /// Datagrams of one UDP_SEGMENT send at most (`UDP_MAX_SEGMENTS` of older kernels).
-const MAX_RUN: usize = 64;
+pub(super) const MAX_RUN: usize = 64;
 
 /// Bytes of one UDP_SEGMENT send at most: what an IP packet holds.
 const MAX_RUN_BYTES: usize = 65_000;

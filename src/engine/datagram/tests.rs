@@ -566,6 +566,57 @@ fn runs_from_outside_stay_runs_where_the_link_can_carry_them() {
 }
 
 #[test]
+fn datagrams_of_one_size_from_outside_come_in_one_frame_where_the_link_can_cut_it() {
+    let stranger = end("198.51.100.8", 9);
+    let payloads: [(&[u8], Option<Endpoint>); 9] = [
+        (b"aaaa", None),
+        (b"bbbb", None),
+        (b"cc", None),
+        (b"dd", None),
+        (b"xx", Some(stranger)),
+        (b"ee", None),
+        (b"", None),
+        (b"ten bytes!", None),
+        (b"ten others", None),
+    ];
+    let arrive = |net: &mut Net| {
+        for (bytes, from) in payloads {
+            let message = Message { len: bytes.len(), segment: None, from, to: None };
+            net.host().sockets[0].inbox.push_back((bytes.to_vec(), message));
+        }
+        net.event(0);
+    };
+    let mut net = Net::new(1500);
+    net.frame(outgoing(V4, b"?"));
+    arrive(&mut net);
+    for (bytes, _) in payloads.iter().filter(|(_, from)| from.is_none()) {
+        assert_eq!(net.received().udp().2, *bytes, "one by one");
+    }
+    net.guest.caps.udp4_segmentation = true;
+    net.guest.caps.checksum = true;
+    arrive(&mut net);
+    let frames: [(&[u8], Option<u16>); 5] = [
+        (b"aaaabbbbcc", Some(4)),
+        (b"dd", None),
+        (b"ee", None),
+        (b"", None),
+        (b"ten bytes!ten others", Some(10)),
+    ];
+    for (bytes, size) in frames {
+        let packet = net.received();
+        assert_eq!(packet.udp().2, bytes);
+        assert_eq!(packet.offload.segmentation.map(|cut| cut.size), size);
+    }
+    net.nothing_more();
+    // A ring that has no buffer for all of them together takes them one by one.
+    net.guest.caps.max_frame = 60;
+    arrive(&mut net);
+    for bytes in [&b"aaaabbbbcc"[..], b"dd", b"ee", b"", b"ten bytes!", b"ten others"] {
+        assert_eq!(net.received().udp().2, bytes);
+    }
+}
+
+#[test]
 fn extension_headers_are_walked_to_the_datagram_behind_them() {
     let udp = [&[0x0f, 0xa0, 0, 9, 0, 12, 0, 0][..], b"data"].concat();
     // Destination options (RFC 8200 4.6): 8 bytes of padding in front of UDP.

@@ -237,15 +237,18 @@ impl SendWindow {
 
     /// A window of zero with data in flight takes back what was granted: the guest has run out of
     /// memory and dropped it. It is sent again once the window opens, unless it is acknowledged
-    /// first.
+    /// first. A window that opens does the same with a probe: since Linux 6.17 a guest drops the
+    /// byte beyond its window unless it has read everything, and what followed would leave a gap.
     fn set_window(&mut self, window: u32) {
+        let was_closed = self.is_closed_window();
         self.window = window.min(MAX_WINDOW);
         self.max_window = self.max_window.max(self.window);
-        if window == 0 {
+        if window == 0 || was_closed {
             self.nxt = self.una;
             self.duplicates = 0;
             self.recovery = Recovery::No;
-        } else {
+        }
+        if window > 0 {
             self.probe_due = false;
         }
     }

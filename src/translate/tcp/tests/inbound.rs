@@ -197,6 +197,19 @@ fn a_probe_that_is_taken_counts_as_data() {
 }
 
 #[test]
+fn a_probe_that_was_dropped_leaves_no_gap_when_the_window_opens() {
+    let mut s = Script::established();
+    s.peer(1000);
+    s.turn();
+    s.offer(Segment { window: UnscaledWindow(0), ..ack(0, 1000) });
+    s.peer(1000);
+    assert_eq!(s.pass(ms(200)), [(200, sent_data(1000, 1, 0))]);
+    // Nobody has acknowledged it: the guest has read what it had, and says so.
+    s.offer(ack(0, 1000));
+    s.expect(&[sent_data(1000, 1000, 0)]);
+}
+
+#[test]
 fn a_guest_that_answers_probes_is_never_given_up_and_a_silent_one_is() {
     let mut s = Script::established();
     s.peer(10);
