@@ -83,7 +83,7 @@ fn main() {
     }
     let columns = ["Gbit/s", "of veth", "of loop", "retrans", "timeouts", "CPU s/GB", "peak MiB"];
     print("streams", &columns, &streams);
-    print("datagrams of 1400 bytes", &["kpps", "% lost"], &datagrams);
+    print("datagrams of 1400 bytes, kpps", &["sent", "passed", "read"], &datagrams);
     let columns = ["TCP us", "UDP us", "of loop T", "of loop U", "conn/s"];
     print("round trips, and connections of 16 clients", &columns, &answers);
     print("pasta --config-net -- true", &["ms", "idle MiB"], &starts);
@@ -185,17 +185,20 @@ impl Bench {
         for (name, program) in &self.programs {
             let pasta = self.pasta(program, 65520, &[]);
             let _server = Server::iperf3(&pasta.inside, INSIDE);
-            for (path, from, to, port) in
-                [("out", &pasta.inside, GATEWAY4, OUTSIDE), ("in", &self.lab.host, HOST4, INSIDE)]
+            let (inside, host) = (&pasta.inside, &self.lab.host);
+            for (path, from, to, port, at) in
+                [("out", inside, GATEWAY4, OUTSIDE, host), ("in", host, HOST4, INSIDE, inside)]
             {
                 let options = ["-u", "-b", "0", "-l", "1400", "-t"].map(str::to_owned);
                 let options = [&options[..], &[self.seconds.to_string()]].concat();
+                let before = datagrams_at(at);
                 let report = iperf3(from, to, port, &options);
                 let sum = after(&report, "\"sum\"");
                 let (packets, lost) = (value(sum, "\"packets\""), value(sum, "\"lost_packets\""));
-                let arrived = (packets - lost) / f64::from(self.seconds) / 1e3;
+                let rate = |packets: f64| packets / f64::from(self.seconds) / 1e3;
                 let row = table.entry(format!("{path:<4}{name}")).or_default();
-                row.push(vec![arrived, 100.0 * lost / packets]);
+                let passed = to_f64(datagrams_at(at) - before);
+                row.push(vec![rate(packets), rate(passed), rate(packets - lost)]);
             }
         }
     }
@@ -363,6 +366,18 @@ fn counters(namespace: &Namespace) -> TcpCounters {
         })
     };
     TcpCounters::parse(&namespace.within(read).concat())
+}
+
+/// Datagrams that have come to a kernel, whether anyone had room for them or not. Those that we
+/// receive in the host's namespace on the way in do not count: the other one is asked.
+fn datagrams_at(namespace: &Namespace) -> u64 {
+    let read = || std::fs::read_to_string("/proc/thread-self/net/snmp").expect("is there");
+    let text = namespace.within(read);
+    let mut udp = text.lines().filter(|line| line.starts_with("Udp:"));
+    let (names, values) = (udp.next().expect("names"), udp.next().expect("values"));
+    let figures = names.split(' ').zip(values.split(' '));
+    let wanted = figures.filter(|(name, _)| ["InDatagrams", "RcvbufErrors"].contains(name));
+    wanted.map(|(_, value)| value.parse::<u64>().expect("a number")).sum()
 }
 
 fn print(title: &str, columns: &[&str], table: &Table) {

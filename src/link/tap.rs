@@ -525,7 +525,8 @@ impl TapSink {
 impl Sink for TapSink {
     fn caps(&self) -> LinkCaps {
         // With a header we may leave to the kernel what it can leave to us: it knows both or none.
-        self.watch.tap.offloads.unwrap_or(LinkCaps { max_frame: MAX_FRAME, ..LinkCaps::default() })
+        let plain = LinkCaps { max_frame: MAX_FRAME, ..LinkCaps::default() };
+        self.watch.tap.offloads.unwrap_or(plain)
     }
 
     fn reserve(&mut self, len: usize) -> Result<Slot, Refused> {
