@@ -4,7 +4,7 @@
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::wait::{WaitStatus, wait};
+use nix::sys::wait::wait;
 use passt::host::inside::{Inside, Wanted};
 use passt::sys::socket::{self, Family};
 use std::fs;
@@ -51,9 +51,9 @@ fn inside() -> Inside {
     Inside::start(enter, || Ok(())).expect("needs root, for a network namespace")
 }
 
-fn reap() {
-    assert!(matches!(wait(), Ok(WaitStatus::Exited(_, 0))));
-    assert_eq!(wait(), Err(Errno::ECHILD), "one process, and no more");
+/// Who starts a process inside has waited for its end.
+fn assert_nobody_is_left() {
+    assert_eq!(wait(), Err(Errno::ECHILD));
 }
 
 fn sockets_belong_to_the_namespace_inside() {
@@ -71,7 +71,7 @@ fn sockets_belong_to_the_namespace_inside() {
     let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, here.port()));
     socket::bind(stream.as_fd(), &any).expect("nobody has it there");
     drop(inside);
-    reap();
+    assert_nobody_is_left();
 }
 
 fn everything_that_can_be_wanted_is_made() {
@@ -88,14 +88,14 @@ fn everything_that_can_be_wanted_is_made() {
         inside.get(wanted).unwrap_or_else(|e| panic!("{wanted:?}: {e}"));
     }
     drop(inside);
-    reap();
+    assert_nobody_is_left();
 }
 
 fn who_cannot_enter_says_why() {
     let refuse = || Err(io::Error::from_raw_os_error(libc::EPERM));
     let error = Inside::start(refuse, || Ok(())).expect_err("cannot enter");
     assert_eq!(error.raw_os_error(), Some(libc::EPERM));
-    reap();
+    assert_nobody_is_left();
 }
 
 fn what_locking_up_says_is_reported() {
@@ -104,7 +104,7 @@ fn what_locking_up_says_is_reported() {
     let error = inside.confine().expect_err("cannot be locked up");
     assert_eq!(error.raw_os_error(), Some(libc::ENOSYS));
     drop(inside);
-    reap();
+    assert_nobody_is_left();
 }
 
 fn ends_with_us() {
@@ -119,5 +119,5 @@ fn ends_with_us() {
     let mut byte = [0];
     assert_eq!(nix::unistd::read(&ours, &mut byte), Ok(0), "nobody else holds the pipe open");
     drop(inside);
-    reap();
+    assert_nobody_is_left();
 }

@@ -145,10 +145,12 @@ fn set_up(inside: &mut Inside, config: &Pasta) -> Result<Option<Tap>, Error> {
         show(&interface::configure(route, None, None)?);
         return Ok(None);
     };
-    // The namespace of a command goes with it.
-    let wanted = if config.target.runs() { Wanted::LastingTun } else { Wanted::Tun };
-    let tun = inside.get(wanted).map_err(Error::NoTun)?;
+    let tun = inside.get(Wanted::Tun).map_err(Error::NoTun)?;
     let tap = Tap::open(tun, &asked.name)?;
+    // The namespace of a command goes with it.
+    if config.target.runs() {
+        tap.leave_to_namespace().map_err(|e| Error::System("leave the tap to its namespace", e))?;
+    }
     // The kernel may have filled in a number.
     let made = config::Tap { name: tap.name().to_owned(), ..asked.clone() };
     show(&interface::configure(route, Some(&made), config.config_net.as_ref())?);

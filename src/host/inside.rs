@@ -11,10 +11,11 @@ use crate::sys::process::{self, KEPT_FD, Side};
 use crate::sys::socket::{self, Family, Kind};
 use crate::sys::unix;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, sendmsg,
-    socketpair,
+    AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockProtocol, SockType, recv,
+    send, sendmsg, shutdown, socketpair,
 };
-use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
+use nix::sys::wait::waitpid;
+use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 use std::fs::OpenOptions;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd as _, OwnedFd, RawFd};
@@ -41,14 +42,10 @@ pub enum Wanted {
     Diag,
     /// `/dev/net/tun`: what is made of it belongs to the namespace.
     Tun,
-    /// The same, which stays open inside as well. What is made of it goes with the process inside,
-    /// a moment after us: the kernel takes its time to remove an interface, and where the
-    /// namespace goes too, nobody needs to wait for that.
-    LastingTun,
 }
 
 impl Wanted {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 7] = [
         Self::Stream4,
         Self::Stream6,
         Self::Datagram4,
@@ -56,7 +53,6 @@ impl Wanted {
         Self::Route,
         Self::Diag,
         Self::Tun,
-        Self::LastingTun,
     ];
 
     /// The stream of a family.
@@ -92,7 +88,7 @@ impl Wanted {
             Self::Datagram6 => socket::open(Family::V6, Kind::Datagram),
             Self::Route => netlink(SockProtocol::NetlinkRoute),
             Self::Diag => netlink(SockProtocol::NetlinkSockDiag),
-            Self::Tun | Self::LastingTun => {
+            Self::Tun => {
                 let mut options = OpenOptions::new();
                 options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
                 options.open("/dev/net/tun").map(OwnedFd::from)
@@ -108,6 +104,7 @@ const CONFINE: u8 = 0xff;
 #[derive(Debug)]
 pub struct Inside {
     channel: OwnedFd,
+    pid: Pid,
     streams4: Vec<OwnedFd>,
     streams6: Vec<OwnedFd>,
 }
@@ -135,9 +132,11 @@ impl Inside {
                 }
                 process::exit_now(0)
             }
-            Side::Parent(_) => {
+            Side::Parent(pid) => {
                 drop(theirs);
-                let inside = Self { channel: ours, streams4: Vec::new(), streams6: Vec::new() };
+                let pid = Pid::from_raw(pid.cast_signed());
+                let (streams4, streams6) = (Vec::new(), Vec::new());
+                let inside = Self { channel: ours, pid, streams4, streams6 };
                 inside.reply(&mut Vec::new())?;
                 Ok(inside)
             }
@@ -204,6 +203,16 @@ impl Inside {
     }
 }
 
+impl Drop for Inside {
+    fn drop(&mut self) {
+        // It ends when it sees the end of the channel. Left to others it would stay in the table of
+        // processes where nobody cares for orphans, as in many containers. A daemon is not its
+        // parent, and is told so at once.
+        let _ = shutdown(self.channel.as_raw_fd(), Shutdown::Both);
+        let _ = waitpid(self.pid, None);
+    }
+}
+
 fn gone() -> io::Error {
     io::ErrorKind::UnexpectedEof.into()
 }
@@ -241,7 +250,6 @@ fn serve(channel: OwnedFd, confine: impl FnOnce() -> io::Result<()>) {
     let Ok(Some(channel)) = process::take_inherited(Some(channel.into_raw_fd())) else { return };
     debug_assert_eq!(channel.as_raw_fd(), KEPT_FD);
     let mut confine = Some(confine);
-    let mut lasting = Vec::new();
     loop {
         let mut request = [0; 2];
         match recv(channel.as_raw_fd(), &mut request, MsgFlags::empty()) {
@@ -258,9 +266,6 @@ fn serve(channel: OwnedFd, confine: impl FnOnce() -> io::Result<()>) {
         };
         if answer(channel.as_fd(), &outcome, &made).is_err() {
             return;
-        }
-        if what == Wanted::LastingTun as u8 {
-            lasting.append(&mut made);
         }
     }
 }

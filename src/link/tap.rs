@@ -171,6 +171,15 @@ impl Tap {
         tap::hardware_address(self.fd.as_fd()).map(MacAddr)
     }
 
+    /// Leaves the interface to its namespace, with which it goes. Whoever closes the last descriptor
+    /// of it waits for the kernel to remove it otherwise, some 25 ms.
+    ///
+    /// # Errors
+    /// None that we know of.
+    pub fn leave_to_namespace(&self) -> io::Result<()> {
+        tap::set_persistent(self.fd.as_fd())
+    }
+
     /// Lets [`QUEUE_LENGTH`] packets wait for us; `socket` is any socket of the namespace.
     ///
     /// # Errors

@@ -305,6 +305,8 @@ const NAMESPACE: &[Entry] = &[
     always(libc::SYS_pipe2),
     // pasta::watch: the status of our command, by its descriptor and not by a number.
     when(libc::SYS_waitid, &[&[equal(0, libc::P_PIDFD.cast_signed())]]),
+    // host::inside: the end of the process there.
+    always(libc::SYS_wait4),
 ];
 
 /// What the process inside a namespace needs (host::inside): to hear, to make a socket, to tell.

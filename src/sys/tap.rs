@@ -67,6 +67,14 @@ pub fn set_offload(fd: BorrowedFd<'_>, what: libc::c_uint) -> io::Result<()> {
     Ok(())
 }
 
+/// Keeps the interface when its file is closed: it goes with its namespace.
+pub fn set_persistent(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let on: libc::c_ulong = 1;
+    // SAFETY: TUNSETPERSIST takes its argument by value.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETPERSIST, on) })?;
+    Ok(())
+}
+
 /// How many packets wait at interface `name` at most (SIOCSIFTXQLEN); `socket` is any socket of the
 /// interface's namespace.
 pub fn set_queue_length(socket: BorrowedFd<'_>, name: &CStr, packets: u16) -> io::Result<()> {
