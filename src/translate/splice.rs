@@ -6,7 +6,7 @@
 //!
 //! Sockets tell of *changes* only (edges), so what was said stays true until a call would block:
 //! [`Conn::on_ready`] sets it, [`Conn::on_filled`] and [`Conn::on_drained`] take it back. The owner
-//! does what [`Conn::next`] says, reports what came of it, and asks again, until that is to wait.
+//! does what [`Conn::next_step`] says, reports what came of it, and asks again, until that is to wait.
 //!
 //! An end is passed on behind all bytes before it, whichever side ends first. Where a socket fails,
 //! what its peer has sent before still goes to the other side, as it would without us; then both
@@ -171,7 +171,7 @@ impl Conn {
     }
 
     /// What to do next.
-    pub fn next(&mut self) -> Step {
+    pub fn next_step(&mut self) -> Step {
         match self.step() {
             Some(Step::Fill { .. }) if self.left == 0 => return Step::Yield,
             Some(Step::Fill { from, max }) => {

@@ -85,12 +85,10 @@ impl<S, P> Splices<S, P> {
             return ctx.shared.drop(DropReason::TableFull);
         };
         let there = side.other();
-        let connected = match ctx.host.connect(there, to, Token::Splice(id, there), INTEREST) {
-            Ok((stream, _)) => stream,
-            Err(_) => {
-                ctx.host.reset(accepted);
-                return ctx.shared.drop(DropReason::NoSocket);
-            }
+        let connected = ctx.host.connect(there, to, Token::Splice(id, there), INTEREST);
+        let Ok((connected, _)) = connected else {
+            ctx.host.reset(accepted);
+            return ctx.shared.drop(DropReason::NoSocket);
         };
         let mut streams = Sides::new(side, accepted, connected);
         ctx.host.watch(streams.of(side), Token::Splice(id, side), INTEREST);
@@ -166,7 +164,7 @@ impl<S, P> Flow<S, P> {
     fn run<H: Host<Stream = S, Pipe = P>, K>(&mut self, ctx: &mut Ctx<'_, H, K>) -> End {
         self.conn.begin_turn();
         let end = loop {
-            match self.conn.next() {
+            match self.conn.next_step() {
                 Step::Fill { from, max } => {
                     let Ok(outcome) = self.fill(ctx.host, from, max) else {
                         // There is no pipe to be had: this connection ends, the others go on.

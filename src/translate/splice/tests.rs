@@ -13,26 +13,26 @@ fn connected() -> Conn {
     let mut conn = Conn::new();
     conn.on_ready(Outside, WRITABLE);
     conn.on_ready(Inside, WRITABLE);
-    assert_eq!(conn.next(), Step::Wait);
+    assert_eq!(conn.next_step(), Step::Wait);
     conn
 }
 
 #[track_caller]
 fn fill(conn: &mut Conn, from: Side, outcome: Outcome) {
-    let step = conn.next();
+    let step = conn.next_step();
     assert!(matches!(step, Step::Fill { from: f, .. } if f == from), "{step:?}");
     conn.on_filled(from, outcome);
 }
 
 #[track_caller]
 fn drain(conn: &mut Conn, to: Side, len: usize, outcome: Outcome) {
-    assert_eq!(conn.next(), Step::Drain { to, len });
+    assert_eq!(conn.next_step(), Step::Drain { to, len });
     conn.on_drained(to, outcome);
 }
 
 #[track_caller]
 fn finish(conn: &mut Conn, to: Side) {
-    assert_eq!(conn.next(), Step::Finish { to });
+    assert_eq!(conn.next_step(), Step::Finish { to });
     conn.on_finished(to, true);
 }
 
@@ -41,12 +41,12 @@ fn nothing_is_taken_before_the_other_side_can_take_it() {
     let mut conn = Conn::new();
     conn.on_ready(Outside, READABLE);
     conn.on_ready(Outside, WRITABLE);
-    assert_eq!(conn.next(), Step::Wait, "the inside is still connecting");
+    assert_eq!(conn.next_step(), Step::Wait, "the inside is still connecting");
     conn.on_ready(Inside, WRITABLE);
     fill(&mut conn, Outside, Outcome::Moved(10));
     drain(&mut conn, Inside, 10, Outcome::Moved(10));
     fill(&mut conn, Outside, Outcome::Blocked);
-    assert_eq!(conn.next(), Step::Wait);
+    assert_eq!(conn.next_step(), Step::Wait);
 }
 
 #[test]
@@ -56,13 +56,13 @@ fn short_counts_and_full_sockets_go_on_where_they_stopped() {
     fill(&mut conn, Inside, Outcome::Moved(100));
     drain(&mut conn, Outside, 100, Outcome::Moved(30));
     drain(&mut conn, Outside, 70, Outcome::Blocked);
-    assert_eq!((conn.next(), conn.pending(Inside)), (Step::Wait, 70));
+    assert_eq!((conn.next_step(), conn.pending(Inside)), (Step::Wait, 70));
     conn.on_ready(Inside, READABLE);
-    assert_eq!(conn.next(), Step::Wait, "the pipe is not empty");
+    assert_eq!(conn.next_step(), Step::Wait, "the pipe is not empty");
     conn.on_ready(Outside, WRITABLE);
     drain(&mut conn, Outside, 70, Outcome::Moved(70));
     fill(&mut conn, Inside, Outcome::Blocked);
-    assert_eq!(conn.next(), Step::Wait);
+    assert_eq!(conn.next_step(), Step::Wait);
 }
 
 #[test]
@@ -73,12 +73,12 @@ fn ends_are_passed_on_behind_the_bytes_in_any_order() {
         fill(&mut conn, one, Outcome::Moved(5));
         drain(&mut conn, other, 5, Outcome::Blocked);
         conn.on_ready(one, Readiness { read_closed: true, ..READABLE });
-        assert_eq!(conn.next(), Step::Wait, "no end before the bytes");
+        assert_eq!(conn.next_step(), Step::Wait, "no end before the bytes");
         conn.on_ready(other, WRITABLE);
         drain(&mut conn, other, 5, Outcome::Moved(5));
         fill(&mut conn, one, Outcome::Moved(0));
         finish(&mut conn, other);
-        assert_eq!(conn.next(), Step::Wait, "the other direction lives on");
+        assert_eq!(conn.next_step(), Step::Wait, "the other direction lives on");
         conn.on_ready(other, READABLE);
         fill(&mut conn, other, Outcome::Moved(7));
         drain(&mut conn, one, 7, Outcome::Moved(7));
@@ -88,7 +88,7 @@ fn ends_are_passed_on_behind_the_bytes_in_any_order() {
         drain(&mut conn, one, 1, Outcome::Moved(1));
         fill(&mut conn, other, Outcome::Moved(0));
         finish(&mut conn, one);
-        assert_eq!(conn.next(), Step::Close);
+        assert_eq!(conn.next_step(), Step::Close);
     }
 }
 
@@ -98,13 +98,13 @@ fn a_connect_that_fails_resets_both() {
     conn.on_ready(Outside, WRITABLE);
     conn.on_ready(Inside, ERROR);
     fill(&mut conn, Inside, Outcome::Failed);
-    assert_eq!(conn.next(), Step::Reset);
+    assert_eq!(conn.next_step(), Step::Reset);
     let mut conn = Conn::new();
     conn.on_ready(Inside, ERROR);
-    assert_eq!(conn.next(), Step::Wait, "the accepted socket is going to be writable");
+    assert_eq!(conn.next_step(), Step::Wait, "the accepted socket is going to be writable");
     conn.on_ready(Outside, WRITABLE);
     fill(&mut conn, Inside, Outcome::Failed);
-    assert_eq!(conn.next(), Step::Reset);
+    assert_eq!(conn.next_step(), Step::Reset);
 }
 
 #[test]
@@ -113,11 +113,11 @@ fn what_came_before_an_error_is_passed_on_before_the_reset() {
     conn.on_ready(Outside, Readiness { readable: true, ..ERROR });
     fill(&mut conn, Outside, Outcome::Moved(3));
     drain(&mut conn, Inside, 3, Outcome::Blocked);
-    assert_eq!(conn.next(), Step::Wait);
+    assert_eq!(conn.next_step(), Step::Wait);
     conn.on_ready(Inside, WRITABLE);
     drain(&mut conn, Inside, 3, Outcome::Moved(3));
     fill(&mut conn, Outside, Outcome::Failed);
-    assert_eq!(conn.next(), Step::Reset);
+    assert_eq!(conn.next_step(), Step::Reset);
 }
 
 #[test]
@@ -130,9 +130,9 @@ fn errors_of_both_sockets_end_it_whatever_is_under_way() {
     fill(&mut conn, Inside, Outcome::Moved(4));
     drain(&mut conn, Outside, 4, Outcome::Failed);
     // What the outside has sent waits for the inside, which may still take it.
-    assert_eq!(conn.next(), Step::Wait);
+    assert_eq!(conn.next_step(), Step::Wait);
     conn.on_ready(Inside, ERROR);
-    assert_eq!(conn.next(), Step::Reset);
+    assert_eq!(conn.next_step(), Step::Reset);
 }
 
 #[test]
@@ -143,14 +143,14 @@ fn a_write_that_fails_still_lets_the_answer_through() {
     conn.on_ready(Inside, READABLE);
     drain(&mut conn, Inside, 3, Outcome::Failed);
     // Reading says by itself that there is nothing.
-    assert_eq!(conn.next(), Step::Reset);
+    assert_eq!(conn.next_step(), Step::Reset);
     let mut conn = connected();
     conn.on_ready(Inside, ERROR);
     fill(&mut conn, Inside, Outcome::Moved(9));
     drain(&mut conn, Outside, 9, Outcome::Moved(9));
     fill(&mut conn, Inside, Outcome::Moved(0));
     finish(&mut conn, Outside);
-    assert_eq!(conn.next(), Step::Reset);
+    assert_eq!(conn.next_step(), Step::Reset);
 }
 
 #[test]
@@ -158,9 +158,9 @@ fn a_shutdown_that_fails_is_an_error_of_the_socket() {
     let mut conn = connected();
     conn.on_ready(Outside, READABLE);
     fill(&mut conn, Outside, Outcome::Moved(0));
-    assert_eq!(conn.next(), Step::Finish { to: Inside });
+    assert_eq!(conn.next_step(), Step::Finish { to: Inside });
     conn.on_finished(Inside, false);
-    assert_eq!(conn.next(), Step::Reset);
+    assert_eq!(conn.next_step(), Step::Reset);
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn a_turn_ends_after_its_bytes_and_directions_alternate() {
     conn.on_ready(Inside, READABLE);
     let (mut moved, mut hurried) = ([0, 0], Vec::new());
     loop {
-        match conn.next() {
+        match conn.next_step() {
             Step::Fill { from, max } => {
                 let n = max.min(TURN / 8);
                 moved[from as usize] += n;
@@ -187,7 +187,7 @@ fn a_turn_ends_after_its_bytes_and_directions_alternate() {
     assert_eq!(moved, [TURN / 2, TURN / 2]);
     assert_eq!(hurried, [Inside, Outside], "once each, as both have much to carry");
     conn.begin_turn();
-    assert!(matches!(conn.next(), Step::Fill { .. }));
+    assert!(matches!(conn.next_step(), Step::Fill { .. }));
 }
 
 #[test]
@@ -198,7 +198,7 @@ fn tiny_transfers_end_a_turn_too() {
         fill(&mut conn, Outside, Outcome::Moved(1));
         drain(&mut conn, Inside, 1, Outcome::Moved(1));
     }
-    assert_eq!(conn.next(), Step::Yield);
+    assert_eq!(conn.next_step(), Step::Yield);
 }
 
 /// A socket of the model below: what its peer has still to send, what of it has arrived, and what
@@ -227,7 +227,7 @@ impl Chance {
 fn serve(conn: &mut Conn, sockets: &mut [Model; 2], pipes: &mut [usize; 2]) -> Option<Step> {
     conn.begin_turn();
     for _ in 0..2000 {
-        match conn.next() {
+        match conn.next_step() {
             Step::Fill { from, max } => {
                 assert!(pipes[from as usize] == 0 && max > 0);
                 let socket = &mut sockets[from as usize];
