@@ -279,7 +279,7 @@ fn a_network_that_comes_after_the_start_reaches_the_guest() {
     assert_eq!((addr, gateway, lease), (HOST4, GATEWAY4, u32::MAX));
     assert_eq!(resolvers, [FAR4]);
     // And on: another address, and the old one gone.
-    lab.host.ip(&format!("addr add 2001:db8:7::10/64 dev eth0 nodad"));
+    lab.host.ip("addr add 2001:db8:7::10/64 dev eth0 nodad");
     lab.host.ip(&format!("addr del {HOST6}/64 dev eth0"));
     let new = ip6("2001:db8:7::");
     guest.advertised(|prefixes, _| prefixes == [(new, u32::MAX), (prefix, 0)]);

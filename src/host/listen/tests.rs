@@ -178,7 +178,7 @@ fn best_effort_ports_are_complained_of_once() {
         let _taken = TcpListener::bind(("127.0.0.1", port + 1)).ok()?;
         let mut f = Forwarding::new();
         let all = Rule { last: port + 3, weak: true, ..rule("127.0.0.1", port) };
-        let changes = f.replace(&outside(&[all.clone()])).ok()?;
+        let changes = f.replace(&outside(std::slice::from_ref(&all))).ok()?;
         assert_eq!((counts(&changes), changes.warnings.len()), ((3, 0, 0), 1));
         let changes = f.replace(&outside(&[all, udp("127.0.0.1", port)])).ok()?;
         assert_eq!((counts(&changes), changes.warnings.len()), ((1, 0, 3), 0));

@@ -235,7 +235,7 @@ proptest! {
             let split = if headers { 10 } else { 0 };
             if let Some((header, rest)) = frame.split_at_checked(split).filter(|(_, r)| r.len() >= 14) {
                 let offload = header.first_chunk().map(|h| virtio::parse(h, &EVERYTHING));
-                good.extend(offload.unwrap_or(Some(Offload::default())).map(|o| (rest.to_vec(), o)));
+                good.extend(offload.unwrap_or_else(|| Some(Offload::default())).map(|o| (rest.to_vec(), o)));
             }
             let seen = rig.frames();
             prop_assert_eq!(seen, std::mem::take(&mut good));

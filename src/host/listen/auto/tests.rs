@@ -29,7 +29,8 @@ fn services_are_offered_where_they_can_be_reached_and_nowhere_else() {
     let all_v6 = Reach::LOOPBACK_V6.and(Reach::V6);
     let all = all_v4.and(all_v6);
     let local = Reach::LOOPBACK_V4.and(Reach::LOOPBACK_V6);
-    let rows: &[(Side, Option<&str>, Reach, bool, &[&str])] = &[
+    type Row = (Side, Option<&'static str>, Reach, bool, &'static [&'static str]);
+    let rows: &[Row] = &[
         (Outside, None, all, false, &["0.0.0.0", "::"]),
         (Outside, None, all_v4, false, &["0.0.0.0"]),
         (Outside, None, all_v6, false, &["::"]),
