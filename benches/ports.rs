@@ -124,7 +124,11 @@ fn idle_and_services() {
     delays.sort_unstable();
     let at = |index: usize| delays[index].as_secs_f64() * 1e3;
     let last = delays.len() - 1;
-    println!("a service is seen after:   {:.0} ms (median), {:.0} ms (most)", at(last / 2), at(last));
+    println!(
+        "a service is seen after:   {:.0} ms (median), {:.0} ms (most)",
+        at(last / 2),
+        at(last)
+    );
     end(&mut pasta);
 }
 

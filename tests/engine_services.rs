@@ -7,6 +7,8 @@ use common::rig::*;
 use passt::engine::Settings;
 use passt::engine::counters::DropReason;
 use passt::flow::Endpoint;
+use passt::flow::rules::Rules;
+use passt::host::Scan;
 use passt::link::{Link, Offload, PartialChecksum};
 use passt::time::Duration;
 use std::net::IpAddr;
@@ -266,4 +268,57 @@ fn a_guest_is_found_by_the_address_that_it_has_only_searched_for_duplicates_of()
     solicit.extend([0, 14, 0, 0]);
     assert_eq!(rig.send(udp((client, 546), (servers, 547), &solicit)).len(), 1, "a lease");
     assert_eq!(reached(&mut rig, 4), GUEST_V6);
+}
+
+/// Looks at who listens until there are no more of them; the times between them, in milliseconds.
+fn looks(rig: &mut Rig, found: &[Scan]) -> Vec<u128> {
+    rig.engine.host_mut().state().borrow_mut().scans.extend(found);
+    rig.engine.replace_rules(&rig.engine.rules().tables()).expect("nothing is bound");
+    let mut times = Vec::new();
+    let left = |rig: &mut Rig| rig.engine.host_mut().state().borrow().scans.len();
+    let mut before = left(rig);
+    while before > 0 {
+        let wait = rig.engine.next_deadline().expect("the next look").since(rig.now);
+        rig.after(wait);
+        let now = left(rig);
+        if now < before {
+            times.push(wait.as_millis());
+        }
+        before = now;
+    }
+    times
+}
+
+fn with_automatic_ports() -> Rig {
+    let mut settings = settings();
+    settings.view.v6 = None; // so that there are no other deadlines
+    let mut tables = settings.rules.tables();
+    tables.outside.iter_mut().for_each(|rule| rule.auto = true);
+    settings.rules = Rules::new(tables);
+    let mut rig = Rig::with(settings);
+    rig.after(Duration::ZERO);
+    assert_eq!(rig.engine.next_deadline(), None, "nobody looks");
+    rig
+}
+
+#[test]
+fn looks_at_services_are_quick_after_changes_and_never_a_second_apart() {
+    use Scan::{Changed, More, Same};
+    let mut rig = with_automatic_ports();
+    let found = [More, More, Same, Same, Same, Same, Same, Same, Same, Changed, Same, Same];
+    let times = looks(&mut rig, &found);
+    assert_eq!(times, [0, 0, 0, 40, 80, 160, 320, 640, 900, 900, 20, 40]);
+}
+
+#[test]
+fn while_the_guest_is_busy_looks_are_closer_together() {
+    let mut rig = with_automatic_ports();
+    looks(&mut rig, &[Scan::Same]);
+    for _ in 0..12 {
+        rig.engine.host_mut().state().borrow_mut().scans.push_back(Scan::Same);
+        let wait = rig.engine.next_deadline().expect("the next look").since(rig.now);
+        assert!(wait <= Duration::from_millis(250), "{wait:?}");
+        rig.send(arp(1, GATEWAY_V4));
+        rig.after(wait);
+    }
 }

@@ -231,11 +231,6 @@ const WORKER: &[Entry] = &[
             &[equal(1, libc::IPPROTO_UDP), equal(2, libc::UDP_GRO)],
         ],
     ),
-    // host::listen asks how many descriptors there may be. Nothing is set.
-    when(
-        libc::SYS_prlimit64,
-        &[&[equal(0, 0), equal(1, libc::RLIMIT_NOFILE.cast_signed()), equal(2, 0)]],
-    ),
     // Non-blocking sockets and copies of descriptors (File::try_clone); no ownership, no leases.
     always(libc::SYS_dup),
     when(

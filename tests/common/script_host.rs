@@ -2,7 +2,9 @@
 
 use super::sim::Chance;
 use passt::flow::{Endpoint, FlowId, Protocol, Side};
-use passt::host::{Accepted, Batch, Connect, Host, Message, Outbound, SocketError, StreamInfo};
+use passt::host::{
+    Accepted, Batch, Connect, Host, Message, Outbound, Scan, SocketError, StreamInfo,
+};
 use passt::span::{Span, SpanMut, gather, scatter};
 use passt::time::Duration;
 use passt::token::{Interest, Readiness, Token};
@@ -22,6 +24,8 @@ pub struct State {
     /// What the next accepts give; `WouldBlock` when there is no more.
     pub backlog: VecDeque<io::Result<(Endpoint, Endpoint, usize)>>,
     pub starved: bool,
+    /// What the next looks at services find; `Off` when there are no more.
+    pub scans: VecDeque<Scan>,
     pub fed: usize,
     /// UDP and ping sockets, in the order of their making.
     pub datagrams: Vec<Datagrams>,
@@ -418,8 +422,8 @@ impl Host for ScriptHost {
         Ok(passt::host::Changes::default())
     }
 
-    fn scan(&mut self, _: &passt::flow::rules::Rules) -> passt::host::Scan {
-        passt::host::Scan::Off
+    fn scan(&mut self, _: &passt::flow::rules::Rules) -> Scan {
+        self.state.borrow_mut().scans.pop_front().unwrap_or(Scan::Off)
     }
 
     fn listener_protocol(&self, listener: u32) -> Option<Protocol> {
