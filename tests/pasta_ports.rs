@@ -19,28 +19,28 @@ const NONE: [&str; 8] = ["-t", "none", "-u", "none", "-T", "none", "-U", "none"]
 const AUTO: [&str; 8] = ["-t", "auto", "-u", "auto", "-T", "auto", "-U", "auto"];
 
 /// A host with addresses, and nothing behind them.
-fn host() -> Place {
+fn host() -> Place<'static> {
     let place = Place::new();
-    place.host.ip("link add eth0 type veth peer name there");
-    place.host.ip("link set eth0 up");
-    place.host.ip("link set there up");
-    place.host.ip("addr add 192.0.2.1/24 dev eth0");
-    place.host.ip("-6 addr add 2001:db8::1/64 dev eth0 nodad");
-    place.host.ip("route add default via 192.0.2.254");
-    place.host.ip("-6 route add default via 2001:db8::fe");
+    place.host().ip("link add eth0 type veth peer name there");
+    place.host().ip("link set eth0 up");
+    place.host().ip("link set there up");
+    place.host().ip("addr add 192.0.2.1/24 dev eth0");
+    place.host().ip("-6 addr add 2001:db8::1/64 dev eth0 nodad");
+    place.host().ip("route add default via 192.0.2.254");
+    place.host().ip("-6 route add default via 2001:db8::fe");
     place
 }
 
 /// A `pasta` whose command does nothing, and the namespace of that.
 struct Served<'a> {
-    place: &'a Place,
+    place: &'a Place<'a>,
     pasta: Child,
     _stdout: BufReader<ChildStdout>,
     net: File,
 }
 
 impl<'a> Served<'a> {
-    fn new(place: &'a Place, who: Who, options: &[&str]) -> Self {
+    fn new(place: &'a Place<'a>, who: Who, options: &[&str]) -> Self {
         let log = place.dir.join("log");
         let mut command = place.pasta(who, &["--config-net"]);
         command.args(options).args(["--", "sh", "-c", "echo ready; exec sleep infinity"]);
@@ -67,7 +67,7 @@ impl<'a> Served<'a> {
     }
 
     fn outside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        self.place.host.within(work)
+        self.place.host().within(work)
     }
 
     fn listening_outside(&self) -> Vec<String> {
@@ -247,7 +247,7 @@ fn services_outside_appear_inside_and_disappear() {
 #[test]
 fn what_is_there_before_us_is_there_at_the_start() {
     let place = host();
-    let _service = place.host.within(|| TcpListener::bind("127.0.0.1:6000").expect("is free"));
+    let _service = place.host().within(|| TcpListener::bind("127.0.0.1:6000").expect("is free"));
     for who in EVERYBODY {
         let served = Served::new(&place, who, &["-T", "auto", "-t", "none"]);
         let listens = served.listening_inside();
@@ -283,7 +283,7 @@ fn directions_do_not_feed_each_other() {
 #[test]
 fn a_port_that_is_taken_is_said_once_and_had_when_it_is_free() {
     let place = host();
-    let taken = place.host.within(|| TcpListener::bind("0.0.0.0:5000").expect("is free"));
+    let taken = place.host().within(|| TcpListener::bind("0.0.0.0:5000").expect("is free"));
     let log = place.dir.join("messages");
     let to_log = ["-t", "auto", "-l", log.to_str().expect("is text")];
     let options = [&NONE[..], &to_log].concat();
@@ -400,7 +400,7 @@ fn every_form_of_a_specifier_binds_what_it_says() {
 #[test]
 fn a_taken_port_stops_the_start_in_words() {
     let place = host();
-    let _taken = place.host.within(|| TcpListener::bind("0.0.0.0:5000").expect("is free"));
+    let _taken = place.host().within(|| TcpListener::bind("0.0.0.0:5000").expect("is free"));
     let ports = [&NONE[..], &["-t", "5000", "--", "true"]].concat();
     let output = place.run(Who::User, &ports);
     let said = String::from_utf8_lossy(&output.stderr);

@@ -506,7 +506,7 @@ fn version(program: Program) -> String {
     version_of(program.name())
 }
 
-/// [`version`] of any program.
+/// As `version`, of any program.
 pub fn version_of(name: &str) -> String {
     format!(
         "{name} {}\npasst-rs, a user-mode network stack for virtual machines and containers.\n\

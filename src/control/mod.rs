@@ -5,7 +5,7 @@
 //! second one would undo what the first did. The others wait in the socket's backlog. Nothing here
 //! ever waits for a client: what it sends is taken as it comes, what it does not read is kept, and
 //! both are bounded. A client may be silent for ever as long as nobody else wants to be served;
-//! then it has [`PATIENCE`].
+//! then it has `PATIENCE`.
 //!
 //! Knows tables and sockets of clients, and nothing of who listens where: an update that is sound
 //! is handed out, and its outcome comes back. Who may connect is decided by the mode of the socket
