@@ -92,6 +92,16 @@ fn the_status_of_the_command_is_ours() {
 }
 
 #[test]
+fn the_command_can_be_ended_by_signals() {
+    let place = Place::new();
+    for who in EVERYBODY {
+        // A shell would unblock them by itself.
+        let text = place.prints(who, &with(&["--", "grep", "SigBlk", "/proc/self/status"]));
+        assert_eq!(text, "SigBlk:\t0000000000000000\n", "{who:?}");
+    }
+}
+
+#[test]
 fn a_command_that_cannot_be_started_is_said_and_is_status_1() {
     let place = Place::new();
     let table = [

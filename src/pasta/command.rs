@@ -2,8 +2,7 @@
 //!
 //! It is a fork of ours that waits on a channel, so that it ends when we end before it is
 //! released, whatever the reason; there is nothing to be forgotten. What we were started with and
-//! have changed for ourselves (the limit of open files) is put back; signals are what a new program
-//! expects, by the standard library's way to start one.
+//! have changed for ourselves (the limit of open files, the signals that we block) is put back.
 
 use super::Error;
 use super::namespace::{Namespace, map_ids};
@@ -14,7 +13,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::CloneFlags;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, gethostname, sethostname};
 use std::ffi::{OsStr, OsString};
@@ -165,6 +164,9 @@ impl Start {
         wait(&mut channel);
         let _ = set_pdeathsig(None);
         self.inherited.restore();
+        // We have blocked those that end us, and a program keeps what it is started with. It cannot
+        // fail for a set that is valid.
+        let _ = SigSet::empty().thread_set_mask();
         let mut command = std::process::Command::new(&self.program);
         let error = command.arg0(&self.name).args(&self.arguments).exec();
         let program = self.program.to_string_lossy();
