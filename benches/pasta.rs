@@ -306,16 +306,16 @@ impl Server {
         Self::start(command, namespace, port)
     }
 
-    /// Both for TCP and UDP.
-    fn sockperf(namespace: &Namespace, port: u16) -> Vec<Self> {
-        ["", "--tcp"]
-            .map(|protocol| {
-                let mut command = namespace.command("sockperf");
-                command.args(["server", "-p", &port.to_string()]);
-                command.args(Some(protocol).filter(|p| !p.is_empty()));
-                Self(command.stdout(Stdio::null()).stdin(Stdio::null()).spawn().expect("starts"))
-            })
-            .into()
+    /// Both for UDP and TCP; the first is ready before the second, which is waited for.
+    fn sockperf(namespace: &Namespace, port: u16) -> [Self; 2] {
+        let server = |protocol: &[&str]| {
+            let mut command = namespace.command("sockperf");
+            command.args(["server", "-p", &port.to_string()]).args(protocol);
+            command
+        };
+        let mut udp = server(&[]);
+        let udp = udp.stdout(Stdio::null()).stdin(Stdio::null()).spawn().expect("starts");
+        [Self(udp), Self::start(server(&["--tcp"]), namespace, port)]
     }
 
     /// Returns when it listens.
