@@ -19,11 +19,11 @@ use crate::flow::forward::Splicing;
 use crate::flow::rules::Rules;
 use crate::host::netlink;
 use crate::host::sockets::{Setup, Sockets};
-use crate::link::Link;
-use crate::link::capture::{Capture, Parts};
+use crate::link::capture::Capture;
 use crate::link::stream::StreamLink;
 use crate::link::tap;
 use crate::link::vhost::{Settings, VhostLink};
+use crate::link::{Control, Link, Parts};
 use crate::pasta::command::{Held, Inherited};
 use crate::pasta::watch::{End, Watch};
 pub use crate::pesto::main as pesto;
@@ -317,14 +317,14 @@ fn is_stream(fd: &UnixStream) -> bool {
 }
 
 /// Serves a virtual machine on the link that `open` makes.
-fn machine<L: Parts>(
+fn machine<C: Control>(
     started: Started,
     signals: Signals,
     inherited: Option<OwnedFd>,
     config: &Machine,
     planner: Planner,
     role: Role,
-    open: impl FnOnce(Door, bool, Rc<Epoll>) -> io::Result<L>,
+    open: impl FnOnce(Door, bool, Rc<Epoll>) -> io::Result<Parts<C>>,
 ) -> Result<u8, Error> {
     let Machine { process: own, network, .. } = config;
     let run_as = own.runas.as_deref().map(str::parse::<RunAs>).transpose()?;
@@ -486,9 +486,9 @@ struct Service {
 
 impl Service {
     /// As [`Service::run`], with a capture of all frames if there is a file for it.
-    fn run_captured<L: Parts>(
+    fn run_captured<C: Control>(
         self,
-        link: L,
+        link: Parts<C>,
         capture: Option<File>,
         engine: Engine<Sockets>,
         clock: Clock,

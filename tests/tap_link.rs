@@ -5,7 +5,6 @@ mod common;
 use common::net::Namespace;
 use common::packets;
 use nix::sys::socket::{self, sockopt};
-use passt::link::capture::Parts;
 use passt::link::tap::{Error, QUEUE_LENGTH, Tap, TapLink};
 use passt::link::{
     Frame, Link, LinkEvents, Offload, PartialChecksum, Refused, Segmentation, SegmentationKind,
@@ -379,7 +378,7 @@ fn a_tap_can_be_taken_apart_and_dies_with_its_last_half() {
         let show = namespace.command("ip").args(["link", "show", "tap0"]).output();
         show.expect("ip runs").status.success()
     };
-    let (control, source, sink) = link.into_parts();
+    let TapLink { control, source, sink } = link;
     drop((control, source));
     assert!(exists());
     drop(sink);

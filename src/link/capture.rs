@@ -5,7 +5,8 @@
 //! frames are recorded as they are sent. It knows no protocol but the internet checksum, and no
 //! clock: the time comes from a function that it is given.
 
-use super::{Frame, Link, LinkCaps, LinkEvents, MAX_FRAME, Offload, Refused, Sink, Slot, Source};
+use super::{Control, Frame, LinkCaps, LinkEvents, MAX_FRAME, Offload, Parts, Refused};
+use super::{Sink, Slot, Source};
 use crate::span::{SpanMut, gather};
 use crate::token::Readiness;
 use crate::wire::checksum::Sum;
@@ -30,76 +31,52 @@ const UDP_CHECKSUM: u16 = 6;
 /// The time of day: seconds since 1970 and microseconds.
 pub type Clock = Box<dyn Fn() -> (u64, u32)>;
 
-/// A link that can be taken apart, so that something can be put around its halves.
-pub trait Parts: Link {
-    /// What is left without the halves.
-    type Control: Control<Self::Source, Self::Sink>;
+/// A link that records its frames: another link's control and halves, with a recorder around
+/// each half.
+pub type Capture<C> = Parts<CaptureControl<C>>;
 
-    /// The link's parts.
-    fn into_parts(self) -> (Self::Control, Self::Source, Self::Sink);
-}
-
-/// What a link does besides carrying frames.
-pub trait Control<Source, Sink> {
-    /// As [`Link::on_event`].
-    ///
-    /// # Errors
-    /// As [`Link::on_event`].
-    fn on_event(
-        &mut self,
-        source: &mut Source,
-        sink: &mut Sink,
-        which: u32,
-        ready: Readiness,
-    ) -> io::Result<LinkEvents>;
-
-    /// As [`Link::counters`].
-    fn counters(&self, source: &Source, sink: &Sink, tell: &mut dyn FnMut(&'static str, u64)) {
-        let _ = (source, sink, tell);
-    }
-}
-
-/// A link that records its frames.
-#[derive(Debug)]
-pub struct Capture<L: Parts> {
-    control: L::Control,
-    source: CaptureSource<L::Source>,
-    sink: CaptureSink<L::Sink>,
-}
-
-impl<L: Parts> Capture<L> {
+impl<C: Control> Capture<C> {
     /// Records all frames of `link` into `file`, which is new and empty.
     ///
     /// # Errors
     /// When the file's header cannot be written. Later errors are counted only.
-    pub fn new(link: L, file: File, clock: Clock) -> io::Result<Self> {
+    pub fn new(link: Parts<C>, file: File, clock: Clock) -> io::Result<Self> {
         let pcap = Rc::new(RefCell::new(Pcap::new(file, clock)?));
-        let (control, source, sink) = link.into_parts();
-        let source = CaptureSource { inner: source, pcap: Rc::clone(&pcap) };
-        Ok(Self { control, source, sink: CaptureSink { inner: sink, pcap } })
-    }
-
-    /// Frames that could not be recorded.
-    pub fn lost(&self) -> u64 {
-        self.sink.pcap.borrow().lost
+        let Parts { control, source, sink } = link;
+        Ok(Self {
+            control: CaptureControl(control),
+            source: CaptureSource { inner: source, pcap: Rc::clone(&pcap) },
+            sink: CaptureSink { inner: sink, pcap },
+        })
     }
 }
 
-impl<L: Parts> Link for Capture<L> {
-    type Source = CaptureSource<L::Source>;
-    type Sink = CaptureSink<L::Sink>;
+/// The control of a link whose halves are recorded.
+#[derive(Debug)]
+pub struct CaptureControl<C>(C);
 
-    fn halves(&mut self) -> (&mut Self::Source, &mut Self::Sink) {
-        (&mut self.source, &mut self.sink)
+impl<C: Control> Control for CaptureControl<C> {
+    type Source = CaptureSource<C::Source>;
+    type Sink = CaptureSink<C::Sink>;
+
+    fn on_event(
+        &mut self,
+        source: &mut Self::Source,
+        sink: &mut Self::Sink,
+        which: u32,
+        ready: Readiness,
+    ) -> io::Result<LinkEvents> {
+        self.0.on_event(&mut source.inner, &mut sink.inner, which, ready)
     }
 
-    fn on_event(&mut self, which: u32, ready: Readiness) -> io::Result<LinkEvents> {
-        self.control.on_event(&mut self.source.inner, &mut self.sink.inner, which, ready)
-    }
-
-    fn counters(&self, tell: &mut dyn FnMut(&'static str, u64)) {
-        self.control.counters(&self.source.inner, &self.sink.inner, tell);
-        tell("frames not captured", self.lost());
+    fn counters(
+        &self,
+        source: &Self::Source,
+        sink: &Self::Sink,
+        tell: &mut dyn FnMut(&'static str, u64),
+    ) {
+        self.0.counters(&source.inner, &sink.inner, tell);
+        tell("frames not captured", sink.pcap.borrow().lost);
     }
 }
 

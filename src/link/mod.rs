@@ -17,10 +17,13 @@ mod arena;
 pub mod capture;
 mod door;
 pub mod none;
+mod parts;
 pub mod stream;
 pub mod tap;
 pub mod vhost;
 mod virtio;
+
+pub use parts::{Control, Parts};
 
 use crate::span::{Span, SpanMut};
 use crate::token::Readiness;

@@ -1,44 +1,27 @@
 //! No link: nobody is there to send frames or to take them (`pasta --splice-only`).
 
-use super::capture::{Control, Parts};
-use super::{Frame, Link, LinkCaps, LinkEvents, Offload, Refused, Sink, Slot, Source};
+use super::{Control, Frame, LinkCaps, LinkEvents, Offload, Parts, Refused, Sink, Slot, Source};
 use crate::span::SpanMut;
 use crate::token::Readiness;
 use std::io;
 
 /// A link that is never up.
-#[derive(Debug, Default)]
-pub struct NoLink {
-    source: NoSource,
-    sink: NoSink,
-}
+pub type NoLink = Parts<NoControl>;
 
-impl Link for NoLink {
-    type Source = NoSource;
-    type Sink = NoSink;
-
-    fn halves(&mut self) -> (&mut NoSource, &mut NoSink) {
-        (&mut self.source, &mut self.sink)
-    }
-
-    fn on_event(&mut self, _: u32, _: Readiness) -> io::Result<LinkEvents> {
-        Ok(LinkEvents::default())
+impl Default for NoLink {
+    fn default() -> Self {
+        Self { control: NoControl, source: NoSource, sink: NoSink }
     }
 }
 
-impl Parts for NoLink {
-    type Control = NoControl;
-
-    fn into_parts(self) -> (NoControl, NoSource, NoSink) {
-        (NoControl, self.source, self.sink)
-    }
-}
-
-/// Nothing to control.
+/// Nobody to control.
 #[derive(Debug)]
 pub struct NoControl;
 
-impl Control<NoSource, NoSink> for NoControl {
+impl Control for NoControl {
+    type Source = NoSource;
+    type Sink = NoSink;
+
     fn on_event(
         &mut self,
         _: &mut NoSource,
@@ -51,7 +34,7 @@ impl Control<NoSource, NoSink> for NoControl {
 }
 
 /// No frames.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct NoSource;
 
 impl Source for NoSource {
@@ -67,7 +50,7 @@ impl Source for NoSource {
 }
 
 /// No room.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct NoSink;
 
 impl Sink for NoSink {

@@ -8,13 +8,12 @@
 //!
 //! Watches are level-triggered: a socket that was left with something in it raises another event,
 //! so that no call is spent on finding out that it is empty. Whatever ends a client also shuts its
-//! socket down, which raises the event that [`Control`] takes leave of it by. Flows are no
+//! socket down, which raises the event that [`StreamControl`] takes leave of it by. Flows are no
 //! business of the link's: they survive a client's going.
 
 use super::arena::{Arena, Shape};
-use super::capture::{self, Parts};
 use super::door::Door;
-use super::{ETHERNET_HEADER, Frame, Link, LinkCaps, LinkEvents, Offload, Refused};
+use super::{Control, ETHERNET_HEADER, Frame, LinkCaps, LinkEvents, Offload, Parts, Refused};
 use super::{Sink, Slot, Source};
 use crate::span::{self, Buffer, Span};
 use crate::sys::epoll::Epoll;
@@ -76,12 +75,7 @@ pub struct Stats {
 }
 
 /// The link to a guest at the other end of a stream socket.
-#[derive(Debug)]
-pub struct StreamLink {
-    control: Control,
-    source: StreamSource,
-    sink: StreamSink,
-}
+pub type StreamLink = Parts<StreamControl>;
 
 impl StreamLink {
     /// Serves one client after the other that connects to `listener`; with `one_off` just one.
@@ -90,7 +84,7 @@ impl StreamLink {
     /// What epoll or fcntl say.
     pub fn listen(listener: UnixListener, one_off: bool, epoll: Rc<Epoll>) -> io::Result<Self> {
         let door = Door::new(listener, &epoll, Token::Link(LISTENER))?;
-        Ok(Self::new(Control::new(door, one_off, epoll)))
+        Ok(Self::new(StreamControl::new(door, one_off, epoll)))
     }
 
     /// Serves the client at the other end of `stream`, and no other.
@@ -98,12 +92,12 @@ impl StreamLink {
     /// # Errors
     /// What epoll says.
     pub fn connected(stream: UnixStream, epoll: Rc<Epoll>) -> io::Result<Self> {
-        let mut link = Self::new(Control::new(Door::default(), true, epoll));
+        let mut link = Self::new(StreamControl::new(Door::default(), true, epoll));
         link.control.connect(stream, &mut link.source, &mut link.sink)?;
         Ok(link)
     }
 
-    fn new(control: Control) -> Self {
+    fn new(control: StreamControl) -> Self {
         Self { control, source: StreamSource::new(), sink: StreamSink::new() }
     }
 
@@ -115,32 +109,6 @@ impl StreamLink {
     /// Whether a client is connected.
     pub const fn is_connected(&self) -> bool {
         self.control.client.is_some()
-    }
-}
-
-impl Link for StreamLink {
-    type Source = StreamSource;
-    type Sink = StreamSink;
-
-    fn halves(&mut self) -> (&mut StreamSource, &mut StreamSink) {
-        (&mut self.source, &mut self.sink)
-    }
-
-    fn on_event(&mut self, which: u32, ready: Readiness) -> io::Result<LinkEvents> {
-        let Self { control, source, sink } = self;
-        capture::Control::on_event(control, source, sink, which, ready)
-    }
-
-    fn counters(&self, tell: &mut dyn FnMut(&'static str, u64)) {
-        capture::Control::counters(&self.control, &self.source, &self.sink, tell);
-    }
-}
-
-impl Parts for StreamLink {
-    type Control = Control;
-
-    fn into_parts(self) -> (Control, StreamSource, StreamSink) {
-        (self.control, self.source, self.sink)
     }
 }
 
@@ -194,7 +162,7 @@ impl Client {
 
 /// The control side: who is connected.
 #[derive(Debug)]
-pub struct Control {
+pub struct StreamControl {
     door: Door,
     one_off: bool,
     epoll: Rc<Epoll>,
@@ -208,7 +176,7 @@ pub struct Control {
     stats: Stats,
 }
 
-impl Control {
+impl StreamControl {
     fn new(door: Door, one_off: bool, epoll: Rc<Epoll>) -> Self {
         Self {
             door,
@@ -314,7 +282,10 @@ impl Control {
     }
 }
 
-impl capture::Control<StreamSource, StreamSink> for Control {
+impl Control for StreamControl {
+    type Source = StreamSource;
+    type Sink = StreamSink;
+
     fn on_event(
         &mut self,
         source: &mut StreamSource,

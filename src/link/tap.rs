@@ -13,10 +13,9 @@
 //! the first place. An interface that is gone ends the link.
 
 use super::arena::{Arena, Shape};
-use super::capture::{self, Parts};
 use super::virtio;
-use super::{ETHERNET_HEADER, Frame, Link, LinkCaps, LinkEvents, MAX_FRAME, Offload, Refused};
-use super::{Sink, Slot, Source};
+use super::{Control, ETHERNET_HEADER, Frame, LinkCaps, LinkEvents, MAX_FRAME, Offload, Parts};
+use super::{Refused, Sink, Slot, Source};
 use crate::span::{Buffer, Span, SpanMut};
 use crate::sys::epoll::Epoll;
 use crate::sys::{error_text, tap};
@@ -222,12 +221,7 @@ fn agree_on_headers(fd: BorrowedFd<'_>) -> Result<LinkCaps, Error> {
 }
 
 /// The link to a namespace.
-#[derive(Debug)]
-pub struct TapLink {
-    control: Control,
-    source: TapSource,
-    sink: TapSink,
-}
+pub type TapLink = Parts<TapControl>;
 
 impl TapLink {
     /// Carries frames of `tap`, whose interface may be up or not.
@@ -239,38 +233,12 @@ impl TapLink {
         let watch = Rc::new(Watch { tap, epoll, room: Cell::new(true), broken: Cell::new(false) });
         let source = TapSource::new(Rc::clone(&watch));
         let sink = TapSink::new(Rc::clone(&watch));
-        Ok(Self { control: Control { watch }, source, sink })
+        Ok(Self { control: TapControl { watch }, source, sink })
     }
 
     /// What was wrong with frames.
     pub const fn stats(&self) -> Stats {
         Stats { lost_frames: self.sink.lost_frames, ..self.source.stats }
-    }
-}
-
-impl Link for TapLink {
-    type Source = TapSource;
-    type Sink = TapSink;
-
-    fn halves(&mut self) -> (&mut TapSource, &mut TapSink) {
-        (&mut self.source, &mut self.sink)
-    }
-
-    fn on_event(&mut self, which: u32, ready: Readiness) -> io::Result<LinkEvents> {
-        let Self { control, source, sink } = self;
-        capture::Control::on_event(control, source, sink, which, ready)
-    }
-
-    fn counters(&self, tell: &mut dyn FnMut(&'static str, u64)) {
-        capture::Control::counters(&self.control, &self.source, &self.sink, tell);
-    }
-}
-
-impl Parts for TapLink {
-    type Control = Control;
-
-    fn into_parts(self) -> (Control, TapSource, TapSink) {
-        (self.control, self.source, self.sink)
     }
 }
 
@@ -324,11 +292,14 @@ impl Watch {
 
 /// The control side: whether the interface is there.
 #[derive(Debug)]
-pub struct Control {
+pub struct TapControl {
     watch: Rc<Watch>,
 }
 
-impl capture::Control<TapSource, TapSink> for Control {
+impl Control for TapControl {
+    type Source = TapSource;
+    type Sink = TapSink;
+
     fn on_event(
         &mut self,
         _: &mut TapSource,

@@ -1,4 +1,5 @@
 use super::*;
+use crate::link::Link;
 use crate::sys::epoll::Events;
 use crate::time::Duration;
 use proptest::prelude::*;

@@ -2,7 +2,7 @@
 //! kernel's tap does is in `tests/tap_link.rs`.
 
 use super::*;
-use crate::link::{PartialChecksum, Segmentation, SegmentationKind};
+use crate::link::{Link, PartialChecksum, Segmentation, SegmentationKind};
 use crate::span::gather;
 use crate::sys::epoll::Events;
 use crate::time::Duration;

@@ -27,9 +27,8 @@ pub use sink::VhostSink;
 pub use source::VhostSource;
 pub use stats::Stats;
 
-use super::capture::{self, Parts};
 use super::door::Door;
-use super::{Link, LinkEvents, Source};
+use super::{Control, LinkEvents, Parts, Source};
 use crate::sys::epoll::Epoll;
 use crate::sys::fault;
 use crate::token::{Interest, Readiness, Token};
@@ -80,12 +79,7 @@ impl Default for Settings {
 }
 
 /// The link to a guest whose virtio-net device ends in this process.
-#[derive(Debug)]
-pub struct VhostLink {
-    control: Control,
-    source: VhostSource,
-    sink: VhostSink,
-}
+pub type VhostLink = Parts<VhostControl>;
 
 impl VhostLink {
     /// Serves one client after the other that connects to `listener`; with `one_off` just one.
@@ -99,7 +93,7 @@ impl VhostLink {
         settings: Settings,
     ) -> io::Result<Self> {
         let door = Door::new(listener, &epoll, Token::Link(LISTENER))?;
-        Ok(Self::new(Control::new(door, one_off, epoll, settings)))
+        Ok(Self::new(VhostControl::new(door, one_off, epoll, settings)))
     }
 
     /// Serves the client at the other end of `stream`, and no other.
@@ -107,12 +101,12 @@ impl VhostLink {
     /// # Errors
     /// What epoll or fcntl say.
     pub fn connected(stream: UnixStream, epoll: Rc<Epoll>, settings: Settings) -> io::Result<Self> {
-        let mut control = Control::new(Door::default(), true, epoll, settings);
+        let mut control = VhostControl::new(Door::default(), true, epoll, settings);
         control.connect(stream)?;
         Ok(Self::new(control))
     }
 
-    fn new(control: Control) -> Self {
+    fn new(control: VhostControl) -> Self {
         Self { control, source: VhostSource::default(), sink: VhostSink::default() }
     }
 
@@ -129,37 +123,6 @@ impl VhostLink {
     /// Whether a client is connected.
     pub const fn is_connected(&self) -> bool {
         self.control.client.is_some()
-    }
-}
-
-impl Link for VhostLink {
-    type Source = VhostSource;
-    type Sink = VhostSink;
-
-    fn halves(&mut self) -> (&mut VhostSource, &mut VhostSink) {
-        (&mut self.source, &mut self.sink)
-    }
-
-    fn on_event(&mut self, which: u32, ready: Readiness) -> io::Result<LinkEvents> {
-        capture::Control::on_event(
-            &mut self.control,
-            &mut self.source,
-            &mut self.sink,
-            which,
-            ready,
-        )
-    }
-
-    fn counters(&self, tell: &mut dyn FnMut(&'static str, u64)) {
-        capture::Control::counters(&self.control, &self.source, &self.sink, tell);
-    }
-}
-
-impl Parts for VhostLink {
-    type Control = Control;
-
-    fn into_parts(self) -> (Control, VhostSource, VhostSink) {
-        (self.control, self.source, self.sink)
     }
 }
 
@@ -182,7 +145,7 @@ impl fmt::Debug for Client {
 
 /// The control side: who is connected.
 #[derive(Debug)]
-pub struct Control {
+pub struct VhostControl {
     door: Door,
     one_off: bool,
     epoll: Rc<Epoll>,
@@ -202,7 +165,7 @@ enum Handled {
     Gone,
 }
 
-impl Control {
+impl VhostControl {
     fn new(door: Door, one_off: bool, epoll: Rc<Epoll>, settings: Settings) -> Self {
         let stats = Stats::default();
         let losses = fault::count();
@@ -310,7 +273,10 @@ impl Control {
     }
 }
 
-impl capture::Control<VhostSource, VhostSink> for Control {
+impl Control for VhostControl {
+    type Source = VhostSource;
+    type Sink = VhostSink;
+
     fn on_event(
         &mut self,
         source: &mut VhostSource,
