@@ -160,62 +160,65 @@ impl<L: Link, H: Host> Worker<L, H> {
             if let Some(statistics) = &mut self.statistics {
                 statistics.event(token);
             }
-            match token {
-                Token::Link(which) => {
-                    let news = self.link.on_event(which, ready)?;
-                    if news.ended {
-                        return Ok(Some(Exit::ClientGone));
-                    }
-                    seen.frames |= news.frames;
-                    seen.room |= news.room;
-                    seen.up |= news.up;
-                }
-                Token::Signal => return Ok(Some(Exit::Signal)),
-                Token::Listener(_)
-                | Token::Tcp(_)
-                | Token::Datagram(_)
-                | Token::Splice(..)
-                | Token::Relay(..) => {
-                    let (_, sink) = self.link.halves();
-                    self.engine.on_socket(token, ready, sink, now);
-                }
-                WATCH => {
-                    let end = self.watch.as_ref().map_or(Ok(None), Watch::look)?;
-                    if let Some(end) = end {
-                        return Ok(Some(Exit::Ended(end)));
-                    }
-                }
-                Token::Runtime(n) if control::Server::owns(n) => self.on_control(n, now),
-                Token::Runtime(which) if HostWatch::owns(which) => {
-                    let (_, sink) = self.link.halves();
-                    if let Some(watch) = &mut self.host_watch {
-                        watch.on_event(which, &mut self.engine, sink, now);
-                    }
-                }
-                Token::Runtime(_) => {}
+            if let Some(exit) = self.on_event(token, ready, &mut seen, now)? {
+                return Ok(Some(exit));
             }
         }
         self.serve_link(&seen, now)?;
-        let (source, sink) = self.link.halves();
-        if let Some(watch) =
-            self.host_watch.as_mut().filter(|w| w.due().is_some_and(|at| at <= now))
-        {
-            watch.on_deadline(&mut self.engine, sink, now);
-        }
-        self.engine.on_deadlines(sink, now);
-        if self.engine.has_ready() {
-            self.engine.run_ready(sink, now);
-        }
-        sink.flush()?;
-        self.signal_owed = source.signal(sink.has_signalled() && !self.signal_owed);
-        if let Some(control) = &mut self.control {
-            control.on_deadline(self.engine.rules(), now);
-        }
-        if let Some(statistics) = &mut self.statistics {
-            let table = statistics.turn(now, |into| gather(&self.link, &self.engine, into));
-            table.iter().for_each(|table| crate::log::to_stderr(table));
+        self.serve_flows(now);
+        self.tell_guest()?;
+        self.serve_others(now);
+        Ok(None)
+    }
+
+    /// Hands an event to whom it belongs. What it says about the link is for later: frames are
+    /// served once a turn.
+    fn on_event(
+        &mut self,
+        token: Token,
+        ready: Readiness,
+        seen: &mut Seen,
+        now: Instant,
+    ) -> io::Result<Option<Exit>> {
+        match token {
+            Token::Link(which) => return self.on_link(which, ready, seen),
+            Token::Signal => return Ok(Some(Exit::Signal)),
+            Token::Listener(_)
+            | Token::Tcp(_)
+            | Token::Datagram(_)
+            | Token::Splice(..)
+            | Token::Relay(..) => {
+                let (_, sink) = self.link.halves();
+                self.engine.on_socket(token, ready, sink, now);
+            }
+            WATCH => {
+                let end = self.watch.as_ref().map_or(Ok(None), Watch::look)?;
+                return Ok(end.map(Exit::Ended));
+            }
+            Token::Runtime(n) if control::Server::owns(n) => self.on_control(n, now),
+            Token::Runtime(n) if HostWatch::owns(n) => {
+                let (_, sink) = self.link.halves();
+                if let Some(watch) = &mut self.host_watch {
+                    watch.on_event(n, &mut self.engine, sink, now);
+                }
+            }
+            Token::Runtime(_) => {}
         }
         Ok(None)
+    }
+
+    /// The link looks what has happened, and adds it to what was seen.
+    fn on_link(
+        &mut self,
+        which: u32,
+        ready: Readiness,
+        seen: &mut Seen,
+    ) -> io::Result<Option<Exit>> {
+        let news = self.link.on_event(which, ready)?;
+        seen.frames |= news.frames;
+        seen.room |= news.room;
+        seen.up |= news.up;
+        Ok(news.ended.then_some(Exit::ClientGone))
     }
 
     /// Something has happened at the control socket; perhaps there are new rules.
@@ -252,6 +255,40 @@ impl<L: Link, H: Host> Worker<L, H> {
             }
         }
         Ok(())
+    }
+
+    /// What is due of the host's network and of flows, and flows that have work left.
+    fn serve_flows(&mut self, now: Instant) {
+        let (_, sink) = self.link.halves();
+        if let Some(watch) = &mut self.host_watch
+            && watch.due().is_some_and(|at| at <= now)
+        {
+            watch.on_deadline(&mut self.engine, sink, now);
+        }
+        self.engine.on_deadlines(sink, now);
+        if self.engine.has_ready() {
+            self.engine.run_ready(sink, now);
+        }
+    }
+
+    /// Publishes frames to the guest, and tells it of those that it has back.
+    fn tell_guest(&mut self) -> io::Result<()> {
+        let (source, sink) = self.link.halves();
+        sink.flush()?;
+        self.signal_owed = source.signal(sink.has_signalled() && !self.signal_owed);
+        Ok(())
+    }
+
+    /// Those who are no part of the guest's network: clients of the control socket that take too
+    /// long, and readers of statistics.
+    fn serve_others(&mut self, now: Instant) {
+        if let Some(control) = &mut self.control {
+            control.on_deadline(self.engine.rules(), now);
+        }
+        if let Some(statistics) = &mut self.statistics {
+            let table = statistics.turn(now, |into| gather(&self.link, &self.engine, into));
+            table.iter().for_each(|table| crate::log::to_stderr(table));
+        }
     }
 }
 
