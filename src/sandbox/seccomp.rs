@@ -1,6 +1,6 @@
 //! From a table of system calls to a filter in the kernel.
 
-use super::table::{self, Condition, Entry, Op};
+use super::table::{self, Condition, Entry, Value};
 use super::{Error, Role};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -32,29 +32,51 @@ fn compile(role: Role, arch: TargetArch, own_pid: u32) -> Result<BpfProgram, Err
         rules.insert(entry.call, rules_of(entry)?);
     }
     let (call, conditions) = table::own_abort(own_pid);
-    rules.insert(call, vec![rule(&conditions)?]);
+    rules.insert(call, rules_of_list(&conditions)?);
     let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch);
     filter.and_then(BpfProgram::try_from).map_err(failed)
 }
 
 fn rules_of(entry: &Entry) -> Result<Vec<SeccompRule>, Error> {
-    entry.when.iter().map(|conditions| rule(conditions)).collect()
+    let mut rules = Vec::new();
+    for list in entry.when {
+        rules.extend(rules_of_list(list)?);
+    }
+    Ok(rules)
 }
 
-fn rule(conditions: &[Condition]) -> Result<SeccompRule, Error> {
-    let conditions: Result<Vec<_>, _> = conditions.iter().map(condition).collect();
-    SeccompRule::new(conditions.map_err(failed)?).map_err(failed)
+/// A rule for each choice among what the arguments may be: the kernel's filter knows no "or".
+fn rules_of_list(list: &[Condition]) -> Result<Vec<SeccompRule>, Error> {
+    let mut chosen = vec![Vec::new()];
+    for condition in list {
+        let choices = choices(condition)?;
+        let with = |before: &Vec<SeccompCondition>| {
+            let before = before.clone();
+            choices.iter().map(move |choice| [before.as_slice(), choice].concat())
+        };
+        chosen = chosen.iter().flat_map(with).collect();
+    }
+    chosen.into_iter().map(|conditions| SeccompRule::new(conditions).map_err(failed)).collect()
 }
 
-fn condition(c: &Condition) -> Result<SeccompCondition, seccompiler::BackendError> {
-    let op = match c.op {
-        Op::Equal => SeccompCmpOp::Eq,
-        Op::AtMost => SeccompCmpOp::Le,
-        Op::AtLeast => SeccompCmpOp::Ge,
-        Op::Masked(mask) => SeccompCmpOp::MaskedEq(mask.into()),
+/// What `condition` allows, one by one: each is met when all its comparisons are.
+fn choices(condition: &Condition) -> Result<Vec<Vec<SeccompCondition>>, Error> {
+    use SeccompCmpOp::{Eq, Ge, Le, MaskedEq};
+    let choices: Vec<Vec<(SeccompCmpOp, u32)>> = match condition.value {
+        Value::One(value) => vec![vec![(Eq, value)]],
+        Value::OneOf(values) => values.iter().map(|v| vec![(Eq, v.cast_unsigned())]).collect(),
+        Value::Within(ranges) => ranges
+            .iter()
+            .map(|(first, last)| vec![(Ge, first.cast_unsigned()), (Le, last.cast_unsigned())])
+            .collect(),
+        Value::Masked(mask, value) => vec![vec![(MaskedEq(mask.into()), value)]],
     };
     // Every argument that we look at is an int or holds its flags in the lower half.
-    SeccompCondition::new(c.argument, SeccompCmpArgLen::Dword, op, c.value.into())
+    let compare = |(op, value): (SeccompCmpOp, u32)| {
+        SeccompCondition::new(condition.argument, SeccompCmpArgLen::Dword, op, value.into())
+    };
+    let compare_all = |choice: Vec<_>| choice.into_iter().map(compare).collect();
+    choices.into_iter().map(compare_all).collect::<Result<_, _>>().map_err(failed)
 }
 
 #[cfg(test)]

@@ -10,25 +10,26 @@
 use super::Role;
 use libc::c_long;
 
-/// A condition on one argument.
+/// A condition on one argument, of which the lower 32 bits are looked at.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Condition {
     /// Which argument, from 0.
     pub argument: u8,
-    /// How it is compared; its lower 32 bits only.
-    pub op: Op,
-    /// With what.
-    pub value: u32,
+    /// What it may be.
+    pub value: Value,
 }
 
-/// How an argument is compared.
+/// What an argument may be.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Op {
-    Equal,
-    AtMost,
-    AtLeast,
-    /// Equal in the bits of the mask.
-    Masked(u32),
+pub(super) enum Value {
+    /// Just this.
+    One(u32),
+    /// Any of these.
+    OneOf(&'static [i32]),
+    /// In any of these ranges, both ends included.
+    Within(&'static [(i32, i32)]),
+    /// Equal in the bits of the mask, which comes first.
+    Masked(u32, u32),
 }
 
 /// A system call and when it is allowed: when all conditions of one of the lists are met. No list
@@ -48,20 +49,19 @@ const fn when(call: c_long, when: &'static [&'static [Condition]]) -> Entry {
 }
 
 const fn equal(argument: u8, value: i32) -> Condition {
-    Condition { argument, op: Op::Equal, value: value.cast_unsigned() }
+    Condition { argument, value: Value::One(value.cast_unsigned()) }
 }
 
-const fn at_most(argument: u8, value: i32) -> Condition {
-    Condition { argument, op: Op::AtMost, value: value.cast_unsigned() }
+const fn one_of(argument: u8, values: &'static [i32]) -> Condition {
+    Condition { argument, value: Value::OneOf(values) }
 }
 
-const fn at_least(argument: u8, value: i32) -> Condition {
-    Condition { argument, op: Op::AtLeast, value: value.cast_unsigned() }
+const fn within(argument: u8, ranges: &'static [(i32, i32)]) -> Condition {
+    Condition { argument, value: Value::Within(ranges) }
 }
 
 const fn masked(argument: u8, mask: i32, value: i32) -> Condition {
-    let mask = mask.cast_unsigned();
-    Condition { argument, op: Op::Masked(mask), value: value.cast_unsigned() }
+    Condition { argument, value: Value::Masked(mask.cast_unsigned(), value.cast_unsigned()) }
 }
 
 /// The low bits of socket(2)'s type; above them stand SOCK_NONBLOCK and SOCK_CLOEXEC.
@@ -107,24 +107,14 @@ const SOCKETS: Entry = when(
     libc::SYS_socket,
     &[
         &[
-            equal(0, libc::AF_INET),
+            one_of(0, INTERNET),
             masked(1, SOCK_TYPE_MASK, libc::SOCK_STREAM),
-            equal(2, libc::IPPROTO_IP),
+            one_of(2, &[libc::IPPROTO_IP, libc::IPPROTO_TCP]),
         ],
         &[
-            equal(0, libc::AF_INET),
-            masked(1, SOCK_TYPE_MASK, libc::SOCK_STREAM),
-            equal(2, libc::IPPROTO_TCP),
-        ],
-        &[
-            equal(0, libc::AF_INET),
+            one_of(0, INTERNET),
             masked(1, SOCK_TYPE_MASK, libc::SOCK_DGRAM),
-            equal(2, libc::IPPROTO_IP),
-        ],
-        &[
-            equal(0, libc::AF_INET),
-            masked(1, SOCK_TYPE_MASK, libc::SOCK_DGRAM),
-            equal(2, libc::IPPROTO_UDP),
+            one_of(2, &[libc::IPPROTO_IP, libc::IPPROTO_UDP]),
         ],
         &[
             equal(0, libc::AF_INET),
@@ -133,31 +123,13 @@ const SOCKETS: Entry = when(
         ],
         &[
             equal(0, libc::AF_INET6),
-            masked(1, SOCK_TYPE_MASK, libc::SOCK_STREAM),
-            equal(2, libc::IPPROTO_IP),
-        ],
-        &[
-            equal(0, libc::AF_INET6),
-            masked(1, SOCK_TYPE_MASK, libc::SOCK_STREAM),
-            equal(2, libc::IPPROTO_TCP),
-        ],
-        &[
-            equal(0, libc::AF_INET6),
-            masked(1, SOCK_TYPE_MASK, libc::SOCK_DGRAM),
-            equal(2, libc::IPPROTO_IP),
-        ],
-        &[
-            equal(0, libc::AF_INET6),
-            masked(1, SOCK_TYPE_MASK, libc::SOCK_DGRAM),
-            equal(2, libc::IPPROTO_UDP),
-        ],
-        &[
-            equal(0, libc::AF_INET6),
             masked(1, SOCK_TYPE_MASK, libc::SOCK_DGRAM),
             equal(2, libc::IPPROTO_ICMPV6),
         ],
     ],
 );
+
+const INTERNET: &[i32] = &[libc::AF_INET, libc::AF_INET6];
 
 /// What every worker needs.
 const WORKER: &[Entry] = &[
@@ -206,58 +178,50 @@ const WORKER: &[Entry] = &[
     when(
         libc::SYS_setsockopt,
         &[
-            // All but SO_ATTACH_FILTER (26) and SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_* (50 to 52).
-            &[equal(1, libc::SOL_SOCKET), at_most(2, libc::SO_ATTACH_FILTER - 1)],
-            &[
-                equal(1, libc::SOL_SOCKET),
-                at_least(2, libc::SO_ATTACH_FILTER + 1),
-                at_most(2, libc::SO_ATTACH_BPF - 1),
-            ],
-            &[equal(1, libc::SOL_SOCKET), at_least(2, libc::SO_ATTACH_REUSEPORT_EBPF + 1)],
+            &[equal(1, libc::SOL_SOCKET), within(2, SOCKET_OPTIONS)],
             // iptables begins at 64, multicast routing at 200.
-            &[equal(1, libc::IPPROTO_IP), at_most(2, 63)],
+            &[equal(1, libc::IPPROTO_IP), within(2, &[(0, 63)])],
             // ip6tables has 64 and 65.
-            &[equal(1, libc::IPPROTO_IPV6), at_most(2, 63)],
-            &[equal(1, libc::IPPROTO_IPV6), at_least(2, 66), at_most(2, 199)],
-            // All but TCP_ULP (31), which loads modules, and the keys of 14 and 38 onwards.
-            &[equal(1, libc::IPPROTO_TCP), at_most(2, libc::TCP_MD5SIG - 1)],
-            &[
-                equal(1, libc::IPPROTO_TCP),
-                at_least(2, libc::TCP_MD5SIG + 1),
-                at_most(2, libc::TCP_ULP - 1),
-            ],
-            &[equal(1, libc::IPPROTO_TCP), at_least(2, libc::TCP_ULP + 1), at_most(2, 37)],
-            &[equal(1, libc::IPPROTO_UDP), equal(2, libc::UDP_SEGMENT)],
-            &[equal(1, libc::IPPROTO_UDP), equal(2, libc::UDP_GRO)],
+            &[equal(1, libc::IPPROTO_IPV6), within(2, &[(0, 63), (66, 199)])],
+            &[equal(1, libc::IPPROTO_TCP), within(2, TCP_OPTIONS)],
+            &[equal(1, libc::IPPROTO_UDP), one_of(2, &[libc::UDP_SEGMENT, libc::UDP_GRO])],
         ],
     ),
     // Non-blocking sockets and copies of descriptors (File::try_clone); no ownership, no leases.
+    // F_SETPIPE_SZ is host::sockets': how much a pipe holds.
     always(libc::SYS_dup),
     when(
         libc::SYS_fcntl,
-        &[
-            &[equal(1, libc::F_GETFD)],
-            &[equal(1, libc::F_SETFD)],
-            &[equal(1, libc::F_GETFL)],
-            &[equal(1, libc::F_SETFL)],
-            &[equal(1, libc::F_DUPFD_CLOEXEC)],
-            &[equal(1, libc::F_GET_SEALS)],
-            // host::sockets: how much a pipe holds.
-            &[equal(1, libc::F_SETPIPE_SZ)],
-        ],
+        &[&[one_of(
+            1,
+            &[
+                libc::F_GETFD,
+                libc::F_SETFD,
+                libc::F_GETFL,
+                libc::F_SETFL,
+                libc::F_DUPFD_CLOEXEC,
+                libc::F_GET_SEALS,
+                libc::F_SETPIPE_SZ,
+            ],
+        )]],
     ),
     // How much waits in a socket, both ways; set_nonblocking and set_cloexec of the standard
     // library.
-    when(
-        libc::SYS_ioctl,
-        &[
-            &[equal(1, FIONREAD)],
-            &[equal(1, SIOCOUTQ)],
-            &[equal(1, SIOCOUTQNSD)],
-            &[equal(1, FIONBIO)],
-            &[equal(1, FIOCLEX)],
-        ],
-    ),
+    when(libc::SYS_ioctl, &[&[one_of(1, &[FIONREAD, SIOCOUTQ, SIOCOUTQNSD, FIONBIO, FIOCLEX])]]),
+];
+
+/// All but SO_ATTACH_FILTER (26) and SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_* (50 to 52).
+const SOCKET_OPTIONS: &[(i32, i32)] = &[
+    (0, libc::SO_ATTACH_FILTER - 1),
+    (libc::SO_ATTACH_FILTER + 1, libc::SO_ATTACH_BPF - 1),
+    (libc::SO_ATTACH_REUSEPORT_EBPF + 1, i32::MAX),
+];
+
+/// All but TCP_ULP (31), which loads modules, and the keys of 14 and 38 onwards.
+const TCP_OPTIONS: &[(i32, i32)] = &[
+    (0, libc::TCP_MD5SIG - 1),
+    (libc::TCP_MD5SIG + 1, libc::TCP_ULP - 1),
+    (libc::TCP_ULP + 1, 37),
 ];
 
 /// What `pesto` needs.
@@ -267,10 +231,7 @@ const CLIENT: &[Entry] = &[
     // How long reads and writes may take.
     when(
         libc::SYS_setsockopt,
-        &[
-            &[equal(1, libc::SOL_SOCKET), equal(2, libc::SO_RCVTIMEO)],
-            &[equal(1, libc::SOL_SOCKET), equal(2, libc::SO_SNDTIMEO)],
-        ],
+        &[&[equal(1, libc::SOL_SOCKET), one_of(2, &[libc::SO_RCVTIMEO, libc::SO_SNDTIMEO])]],
     ),
     always(libc::SYS_read),
     always(libc::SYS_recvfrom),
@@ -327,8 +288,6 @@ pub(super) fn entries(role: Role) -> impl Iterator<Item = &'static Entry> {
 
 /// abort() after a panic: SIGABRT, to ourselves.
 pub(super) const fn own_abort(own_pid: u32) -> (c_long, [Condition; 2]) {
-    (
-        libc::SYS_tgkill,
-        [Condition { argument: 0, op: Op::Equal, value: own_pid }, equal(2, libc::SIGABRT)],
-    )
+    let own = Condition { argument: 0, value: Value::One(own_pid) };
+    (libc::SYS_tgkill, [own, equal(2, libc::SIGABRT)])
 }
