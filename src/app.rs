@@ -4,6 +4,8 @@
 //! needs a name in the file system, takes our privileges away, goes to the background and runs.
 //! What fails before that ends in one line on standard error and status 1, with no socket left.
 
+mod error;
+mod machine;
 mod pasta;
 mod unix;
 
@@ -11,9 +13,9 @@ use crate::config::facts::HostFacts;
 pub use crate::config::options::Program;
 use crate::config::options::{self, Mode, Request, Typed};
 use crate::config::resolv::Resolv;
-use crate::config::{self, Config, Machine, Network, Process, Socket, ports};
+use crate::config::{self, Config, Network, Process, ports};
 use crate::control::{self, Policy};
-use crate::daemon::{self, Launch, PidFile, Signals};
+use crate::daemon::{self, Launch, Signals};
 use crate::engine::{self, Engine};
 use crate::flow::forward::Splicing;
 use crate::flow::rules::Rules;
@@ -21,7 +23,6 @@ use crate::host::netlink;
 use crate::host::sockets::{Setup, Sockets};
 use crate::link::capture::Capture;
 use crate::link::stream::StreamLink;
-use crate::link::tap;
 use crate::link::vhost::{Settings, VhostLink};
 use crate::link::{Control, Link, Parts};
 use crate::pasta::command::{Held, Inherited};
@@ -30,25 +31,22 @@ pub use crate::pesto::main as pesto;
 use crate::runtime::host_watch::{HostWatch, Planner};
 use crate::runtime::worker::{Exit, Worker};
 use crate::runtime::{self, Clock};
-use crate::sandbox::{self, Identity, Jail, Jailed, Role, RunAs, RunAsError, Started};
+use crate::sandbox::{Jailed, Role, Started};
 use crate::sys::epoll::Epoll;
 use crate::sys::error_text;
-use crate::sys::process::{self, Side};
 use crate::sys::socket::{self, Family, Kind};
 use crate::time::Duration;
 use crate::token::{Interest, Token};
 use crate::translate::datagram::Timeouts;
 use ::log::{error, info, warn};
-use nix::sys::socket::{SockType, getsockopt, sockopt};
-use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::Pid;
+use error::Error;
+use machine::Door;
 use std::ffi::{CString, OsStr, OsString};
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -59,95 +57,6 @@ const MAX_FILE: u64 = 1 << 16;
 
 /// Flows of each protocol at most; descriptors usually run out before.
 const MAX_FLOWS: usize = 1 << 17;
-
-/// Why the program ends with status 1.
-#[derive(Debug)]
-enum Error {
-    Config(config::Error),
-    Log(crate::log::Error),
-    Daemon(daemon::Error),
-    Sandbox(sandbox::Error),
-    RunAs(RunAsError),
-    Unix(unix::Error),
-    Netlink(io::Error),
-    /// `--fd` names no Unix socket.
-    NoSocket(i32),
-    /// Something that works on every system we know of.
-    System(&'static str, io::Error),
-    /// The sandbox cannot be entered; said already.
-    Rehearsal,
-    /// A port that must be listened on cannot be; said already.
-    Listen,
-    /// There is no namespace to serve.
-    Namespace(crate::pasta::Error),
-    /// The namespace's network cannot be set up.
-    Interface(crate::pasta::interface::Error),
-    /// The interface inside cannot be made.
-    Tap(tap::Error),
-    /// What has to be done inside the namespace cannot be.
-    Inside(&'static str, io::Error),
-    /// There is no `/dev/net/tun`, or not for us.
-    NoTun(io::Error),
-    /// Somebody has removed our interface.
-    TapGone,
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Config(e) => e.fmt(f),
-            Self::Log(e) => e.fmt(f),
-            Self::Daemon(e) => e.fmt(f),
-            Self::Sandbox(e) => e.fmt(f),
-            Self::RunAs(e) => e.fmt(f),
-            Self::Unix(e) => e.fmt(f),
-            Self::Netlink(e) => write!(f, "Couldn't ask the kernel for routes: {}", error_text(e)),
-            Self::NoSocket(fd) => {
-                write!(f, "Invalid --fd: {fd} is no connected UNIX domain stream socket")
-            }
-            Self::System(what, e) => write!(f, "Couldn't {what}: {}", error_text(e)),
-            Self::Rehearsal => f.write_str("Couldn't isolate the process"),
-            Self::Namespace(e) => e.fmt(f),
-            Self::Interface(e) => e.fmt(f),
-            Self::Tap(e) => e.fmt(f),
-            Self::Inside(what, e) => {
-                write!(f, "Couldn't {what} inside the namespace: {}", error_text(e))
-            }
-            Self::NoTun(e) => {
-                let reason = error_text(e);
-                write!(
-                    f,
-                    "Couldn't open /dev/net/tun: {reason}; see that the module tun is loaded"
-                )?;
-                f.write_str(" and the device is there, or use --splice-only")
-            }
-            Self::TapGone => f.write_str("The interface in the namespace has gone, exiting"),
-            Self::Listen => f.write_str("Couldn't listen on requested ports"),
-        }
-    }
-}
-
-macro_rules! errors_from {
-    ($($variant:ident($source:ty)),* $(,)?) => {
-        $(impl From<$source> for Error {
-            fn from(error: $source) -> Self {
-                Self::$variant(error)
-            }
-        })*
-    };
-}
-
-errors_from! {
-    Config(config::Error),
-    Log(crate::log::Error),
-    Daemon(daemon::Error),
-    Sandbox(sandbox::Error),
-    RunAs(RunAsError),
-    Unix(unix::Error),
-    Namespace(crate::pasta::Error),
-    Interface(crate::pasta::interface::Error),
-    Tap(tap::Error),
-}
 
 /// Runs `program`, or the one by whose name it was called, with the arguments of the process, and
 /// returns its exit status.
@@ -222,14 +131,14 @@ fn run(program: Program, mode: Mode, typed: &Typed) -> Result<u8, Error> {
                 Door::Listener(l) => VhostLink::listen(l, one_off, epoll, settings),
                 Door::Connected(stream) => VhostLink::connected(stream, epoll, settings),
             };
-            machine(begun()?, signals, inherited, &config, planner(), Role::VhostUser, link)
+            machine::serve(begun()?, signals, inherited, &config, planner(), Role::VhostUser, link)
         }
         Config::Stream(config) => {
             let link = |door, one_off, epoll| match door {
                 Door::Listener(l) => StreamLink::listen(l, one_off, epoll),
                 Door::Connected(stream) => StreamLink::connected(stream, epoll),
             };
-            machine(begun()?, signals, inherited, &config, planner(), Role::Stream, link)
+            machine::serve(begun()?, signals, inherited, &config, planner(), Role::Stream, link)
         }
     }
 }
@@ -271,29 +180,6 @@ fn read_file(path: &str) -> Option<String> {
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Where the client comes from.
-enum Door {
-    Listener(UnixListener),
-    Connected(UnixStream),
-}
-
-fn open_door(socket: &Socket, inherited: Option<OwnedFd>) -> Result<(Door, Option<Bound>), Error> {
-    let (bound, listener) = match (socket, inherited) {
-        (Socket::Connected(number), Some(fd)) => {
-            let stream = UnixStream::from(fd);
-            if !is_stream(&stream) {
-                return Err(Error::NoSocket(*number));
-            }
-            return Ok((Door::Connected(stream), None));
-        }
-        (Socket::Connected(fd), None) => return Err(Error::NoSocket(*fd)),
-        (Socket::Listen(path), _) => Bound::at(path)?,
-        (Socket::ListenAnywhere, _) => Bound::anywhere()?,
-    };
-    info!("UNIX domain socket bound at {}", bound.path().display());
-    Ok((Door::Listener(listener), Some(bound)))
-}
-
 /// The control socket, if one is asked for.
 fn open_control(
     own: &Process,
@@ -306,94 +192,6 @@ fn open_control(
         .map_err(|e| Error::System("watch the control socket", e))?;
     info!("Control socket bound at {}", path.display());
     Ok(Some((bound, server)))
-}
-
-/// Whether what we were given is what we take it for.
-fn is_stream(fd: &UnixStream) -> bool {
-    // Only a Unix socket has addresses that the library understands, and only one that was
-    // connected has that of a peer.
-    fd.peer_addr().is_ok()
-        && getsockopt(fd, sockopt::SockType).is_ok_and(|kind| kind == SockType::Stream)
-}
-
-/// Serves a virtual machine on the link that `open` makes.
-fn machine<C: Control>(
-    started: Started,
-    signals: Signals,
-    inherited: Option<OwnedFd>,
-    config: &Machine,
-    planner: Planner,
-    role: Role,
-    open: impl FnOnce(Door, bool, Rc<Epoll>) -> io::Result<Parts<C>>,
-) -> Result<u8, Error> {
-    let Machine { process: own, network, .. } = config;
-    let run_as = own.runas.as_deref().map(str::parse::<RunAs>).transpose()?;
-    let identity = Identity::choose(run_as.as_ref())?;
-    let jail = Jail {
-        pid_namespace: !own.foreground,
-        chroot_fallback: own.chroot_fallback,
-        ..Jail::default()
-    };
-    let started = rehearse(started, identity, &jail)?;
-    let epoll = Rc::new(Epoll::new().map_err(|e| Error::System("make an epoll", e))?);
-
-    // Everything that has a name in the file system or a low port, before we lose the right to.
-    let control = open_control(own, Policy::new(network, false), &epoll)?;
-    let (door, bound) = open_door(&config.socket, inherited)?;
-    let pid_file = own.pid.as_deref().map(PidFile::open).transpose()?;
-    let capture = network.pcap.as_deref().and_then(open_capture);
-    let rules = Rules::from(network.forwards.clone());
-    let sockets = open_sockets(&epoll, network, &rules)?;
-    let host_watch = watch_host(&epoll, network, Some(planner));
-    let hash_key = random_key().map_err(|e| Error::System("get random numbers", e))?;
-    network.summary().iter().for_each(|line| info!("{line}"));
-    let launch = Launch::prepare(!own.foreground, pid_file)?;
-
-    let link = open(door, config.one_off, Rc::clone(&epoll))
-        .map_err(|e| Error::System("watch the socket", e))?;
-    let jailed = started.identify(identity)?.jail(&jail)?;
-    let stats = own.stats.map(|seconds| Duration::from_secs(seconds.into()));
-    let (watch, held) = (None, None);
-    let own_sockets = (bound, control);
-    let service = Service {
-        jailed,
-        launch,
-        own_sockets,
-        signals,
-        epoll,
-        role,
-        stats,
-        watch,
-        held,
-        host_watch,
-    };
-    let clock = Clock::start();
-    let engine = Engine::new(sockets, engine_settings(network, rules, hash_key), clock.now());
-    service.run_captured(link, capture, engine, clock)
-}
-
-/// Finds out in a child whether the sandbox can be entered, when we become someone else on the way:
-/// then we could not remove what we have made by then. The child says what is wrong.
-fn rehearse(started: Started, identity: Identity, jail: &Jail) -> Result<Started, Error> {
-    if identity == Identity::current() {
-        return Ok(started);
-    }
-    match process::fork().map_err(|e| Error::System("fork", e))? {
-        Side::Child => {
-            let outcome = started.identify(identity).and_then(|identified| identified.jail(jail));
-            process::exit_now(match outcome {
-                Ok(_) => 0,
-                Err(e) => {
-                    error!("{e}");
-                    1
-                }
-            })
-        }
-        Side::Parent(pid) => match waitpid(Pid::from_raw(pid.cast_signed()), None) {
-            Ok(WaitStatus::Exited(_, 0)) => Ok(started),
-            _ => Err(Error::Rehearsal),
-        },
-    }
 }
 
 /// A capture that cannot be made costs a warning only: the guest is served all the same.
