@@ -340,3 +340,26 @@ fn apparmor_understands_the_profiles() {
         output(parser.args(["--Include", "/etc/apparmor.d"]).arg(folder.join(name)));
     }
 }
+
+/// A fresh machine has nothing that the test command does not install.
+#[test]
+fn the_test_command_installs_every_package_that_a_test_needs() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let script = fs::read_to_string(root.join("test")).expect("is there");
+    let (_, list) = script.split_once("\npackages ").expect("names packages");
+    let (list, _) = list.split_once("\n\n").expect("ends");
+    let installed: Vec<&str> = list.split_whitespace().collect();
+    let mut needed = 0;
+    for folder in ["tests", "tests/common"] {
+        for entry in fs::read_dir(root.join(folder)).expect("is there").flatten() {
+            let text = fs::read_to_string(entry.path()).unwrap_or_default();
+            // In two pieces, or this line would be one of those it looks for.
+            for call in text.split(concat!("need", "(\"")).skip(1) {
+                let package = call.split('"').nth(2).expect("a program, and its package");
+                assert!(installed.contains(&package), "{:?} needs {package}", entry.path());
+                needed += 1;
+            }
+        }
+    }
+    assert!(needed > 10, "found {needed} only");
+}

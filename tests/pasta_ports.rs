@@ -4,7 +4,7 @@
 mod common;
 
 use common::net::PATIENCE;
-use common::pasta::{EVERYBODY, Place, Who};
+use common::pasta::{EVERYBODY, Place, Who, children};
 use nix::sched::{CloneFlags, setns};
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
@@ -88,11 +88,10 @@ impl Drop for Served<'_> {
 
 /// The network namespace of the one child of `pasta` that is in another one.
 fn namespace_of_the_command(pasta: u32) -> File {
-    let children = fs::read_to_string(format!("/proc/{pasta}/task/{pasta}/children"));
-    let children = children.expect("it lives");
-    let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
-    let own = of(&pasta.to_string());
-    let pid = children.split_whitespace().find(|pid| of(pid) != own).expect("has a command");
+    let of = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    let (pasta, own) = (pasta.cast_signed(), of(pasta.cast_signed()));
+    let inside = |pid: &i32| of(*pid) != own;
+    let pid = children(pasta).into_iter().find(inside).expect("has a command");
     File::open(format!("/proc/{pid}/ns/net")).expect("it lives")
 }
 

@@ -4,6 +4,7 @@
 mod common;
 
 use common::net::{FAR4, HOST4, HOST6, Lab, Namespace, TempDir, need};
+use common::pasta::children;
 use common::peer::{self, Operation, Server};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
@@ -73,14 +74,12 @@ impl Pasta {
         BufReader::new(stdout).read_line(&mut line).expect("is text");
         assert_eq!(line, "ready\n", "{who:?} {options:?}");
         let pid = child.id();
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-        let children = children.expect("it lives");
         let is_command = |pid: &i32| {
             let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
             ["sh\n", "sleep\n"].contains(&name.as_str())
         };
-        let mut pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
-        let command = pids.find(is_command).expect("the command runs");
+        let command =
+            children(pid.cast_signed()).into_iter().find(is_command).expect("the command runs");
         Self { child, command, _copy: copy }
     }
 

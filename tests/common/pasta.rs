@@ -213,16 +213,26 @@ pub fn waiting(place: &Place<'_>, who: Who, options: &[&str]) -> (Running, i32) 
     let command = ["sh", "-c", "echo ready; exec sleep infinity"];
     let arguments: Vec<&str> = options.iter().copied().chain(command).collect();
     let (pasta, _) = Running::start(place.pasta(who, &arguments));
-    let children = format!("/proc/{0}/task/{0}/children", pasta.pid());
-    let children = fs::read_to_string(children).expect("it lives");
     let is_sleep = |pid: &i32| {
         // It may not have come to the second program yet.
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         ["sh\n", "sleep\n"].contains(&name.as_str())
     };
-    let mut pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
-    let command = pids.find(is_sleep).expect("the command runs");
+    let command = children(pasta.pid()).into_iter().find(is_sleep).expect("the command runs");
     (pasta, command)
+}
+
+/// The processes whose parent is `parent`. The kernel's own list (`children` in `/proc`) leaves some
+/// out while others end.
+pub fn children(parent: i32) -> Vec<i32> {
+    let is_child = |pid: &i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // The name, in parentheses, may hold anything.
+        let (_, fields) = stat.rsplit_once(") ").unwrap_or_default();
+        fields.split_whitespace().nth(1) == Some(&parent.to_string())
+    };
+    let all = fs::read_dir("/proc").expect("is mounted").flatten();
+    all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_child).collect()
 }
 
 /// Waits for a process to end; whether it did.
