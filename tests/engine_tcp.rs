@@ -4,6 +4,7 @@ mod common;
 
 use common::packets::*;
 use common::rig::*;
+use passt::engine::Settings;
 use passt::engine::counters::DropReason;
 use passt::flow::Endpoint;
 use passt::host::Connect;
@@ -228,7 +229,7 @@ fn only_a_syn_opens_a_connection_and_the_rest_is_reset() {
 
 #[test]
 fn a_full_table_refuses_in_silence_and_takes_the_next_when_a_flow_ends() {
-    let mut rig = Rig::with(passt::engine::Settings { max_flows: 2, ..settings() });
+    let mut rig = Rig::with(Settings { max_flows: 2, ..settings() });
     let first = open(&mut rig, false, 1);
     open(&mut rig, false, 2);
     let syn = ends(false, 3).syn();
@@ -287,7 +288,7 @@ fn connections_that_no_rule_takes_or_that_are_there_already_are_reset() {
 
 #[test]
 fn a_full_table_resets_connections_from_outside() {
-    let mut rig = Rig::with(passt::engine::Settings { max_flows: 1, ..settings() });
+    let mut rig = Rig::with(Settings { max_flows: 1, ..settings() });
     accept(&mut rig, 5000);
     assert!(knock(&mut rig, peer(7, 5001), 0).is_empty());
     assert!(rig.sock(1).reset);
@@ -979,17 +980,130 @@ fn ports_may_be_used_again_in_the_batch_that_resets_them() {
 }
 
 #[test]
-fn a_reset_waits_for_room_and_the_flow_with_it() {
+fn a_reset_waits_for_room_and_nothing_waits_with_it() {
     let mut rig = Rig::new();
-    open(&mut rig, false, 1);
+    for port in 1..=3 {
+        open(&mut rig, port == 2, port);
+    }
     rig.link.sink.free = 0;
+    for index in 0..3 {
+        rig.sock(index).error = Some(libc::ECONNRESET);
+        rig.tcp_ready(index, Readiness { error: true, hung_up: true, ..NOT_READY });
+        assert!(rig.sock(index).reset && rig.sock(index).closed);
+    }
+    assert_eq!((rig.engine.tcp_flows(), rig.engine.waiting()), (0, 1));
+    assert!(rig.room().is_empty());
+    rig.link.sink.free = 2;
+    let ports = |frames: &[Vec<u8>]| -> Vec<u16> {
+        assert!(frames.iter().all(|frame| read_tcp(frame).has(RST)));
+        frames.iter().map(|frame| read_tcp(frame).dst.1).collect()
+    };
+    assert_eq!(ports(&rig.room()), [1, 2]);
+    rig.link.sink.free = 2;
+    assert_eq!(ports(&rig.room()), [3]);
+    assert_eq!(rig.engine.waiting(), 0);
+}
+
+#[test]
+fn what_came_before_a_reset_waits_for_room_with_its_socket() {
+    let mut rig = Rig::new();
+    let mut end = open(&mut rig, false, 1);
+    rig.link.sink.free = 0;
+    rig.sock(0).incoming.extend(b"before");
     rig.sock(0).error = Some(libc::ECONNRESET);
-    rig.tcp_ready(0, Readiness { error: true, hung_up: true, ..NOT_READY });
-    rig.link.sink.free = 1;
+    rig.tcp_ready(0, Readiness { error: true, hung_up: true, ..READABLE });
+    assert!(!rig.sock(0).closed);
+    rig.link.sink.free = 5;
     let frames = rig.room();
-    assert!(read_tcp(&frames[0]).has(RST) && frames.len() == 1, "{frames:?}");
-    assert_eq!(rig.engine.tcp_flows(), 0);
+    assert_eq!(collect(&mut end, &frames), b"before");
+    assert!(read_tcp(frames.last().unwrap()).has(RST));
     assert!(rig.sock(0).closed);
+}
+
+#[test]
+fn resets_that_wait_are_as_many_as_flows_at_most() {
+    let mut rig = Rig::with(Settings { max_flows: 10, ..settings() });
+    rig.link.sink.free = 0;
+    for port in 1..=30 {
+        rig.engine.host_mut().state().borrow_mut().connects.push_back(Ok(Connect::InProgress));
+        let syn = ends(false, port).syn();
+        rig.send(syn);
+        let index = usize::from(port) - 1;
+        rig.sock(index).connect = Err(libc::ECONNREFUSED);
+        rig.tcp_ready(index, Readiness { error: true, ..WRITABLE });
+        assert_eq!(rig.engine.tcp_flows(), 0);
+    }
+    rig.link.sink.free = 4;
+    assert_eq!(rig.room().len(), 4);
+    rig.link.sink.free = 100;
+    assert_eq!(rig.room().len(), 6);
+    assert!(rig.room().is_empty());
+}
+
+#[test]
+fn a_connect_that_never_ends_is_given_up() {
+    let mut rig = Rig::new();
+    rig.engine.host_mut().state().borrow_mut().connects.push_back(Ok(Connect::InProgress));
+    let mut end = ends(false, 4000);
+    let syn = end.syn();
+    rig.send(syn);
+    assert!(rig.after(170 * SECOND).is_empty());
+    assert!(only_tcp(&rig.after(20 * SECOND)).has(RST));
+    assert!(rig.sock(0).reset);
+    assert_eq!(rig.engine.tcp_flows(), 0);
+}
+
+#[test]
+fn a_guest_that_starts_anew_in_the_handshake_is_answered_at_once() {
+    for connected in [false, true] {
+        let mut rig = Rig::new();
+        let how = if connected { Connect::Done } else { Connect::InProgress };
+        rig.engine.host_mut().state().borrow_mut().connects.push_back(Ok(how));
+        let mut end = ends(false, 4000);
+        let syn = end.syn();
+        assert_eq!(rig.send(syn).len(), usize::from(connected));
+        let mut again = ends(false, 4000);
+        again.snd = end.snd.wrapping_sub(100_000);
+        let syn = again.syn();
+        let answer = only_tcp(&rig.send(syn));
+        assert_eq!((answer.flags, answer.ack), (SYN | ACK, again.snd));
+        again.take(&answer);
+        let frame = again.next(PSH, b"new");
+        rig.send(frame);
+        assert_eq!(rig.sock(1).sent, b"new");
+        assert!(rig.sock(0).reset && rig.sock(0).closed && !rig.sock(1).closed);
+        assert_eq!(rig.engine.tcp_flows(), 1);
+    }
+}
+
+#[test]
+fn ports_may_be_used_again_while_the_last_bytes_of_a_connection_drain() {
+    let mut rig = Rig::new();
+    let mut old = open(&mut rig, false, 4000);
+    rig.sock(0).room = 2;
+    for frame in rig.peer_ends(0) {
+        old.take(&read_tcp(&frame));
+    }
+    let fin = old.next(FIN, b"last words");
+    rig.send(fin);
+    assert_eq!(rig.engine.tcp_flows(), 1, "bytes are left for the peer");
+    let mut new = ends(false, 4000);
+    new.snd = old.snd.wrapping_sub(5);
+    let syn = new.syn();
+    let answer = only_tcp(&rig.send(syn));
+    assert_eq!((answer.flags, answer.ack), (SYN | ACK, new.snd));
+    new.take(&answer);
+    let frame = new.next(PSH, b"hello");
+    rig.send(frame);
+    assert_eq!((rig.engine.tcp_flows(), &rig.sock(1).sent[..]), (2, &b"hello"[..]));
+    rig.sock(0).room = 100;
+    assert!(rig.tcp_ready(0, WRITABLE).is_empty());
+    assert_eq!(rig.sock(0).sent, b"last words");
+    assert!(rig.sock(0).shut && rig.sock(0).closed && !rig.sock(0).reset);
+    let frame = new.next(PSH, b" world");
+    rig.send(frame);
+    assert_eq!((rig.engine.tcp_flows(), &rig.sock(1).sent[..]), (1, &b"hello world"[..]));
+    assert_eq!(rig.engine.staged(), 0);
 }
 
 #[test]

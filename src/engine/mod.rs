@@ -78,6 +78,8 @@ pub struct Settings {
 pub(crate) enum Owner {
     /// A TCP flow.
     Tcp(FlowId),
+    /// Last words of TCP flows that are gone.
+    Farewells,
     /// A UDP flow or a ping.
     Datagram(FlowId),
     /// A spliced TCP connection.
@@ -422,6 +424,7 @@ impl<H: Host> Engine<H> {
         let mut ctx = Self::ctx(&mut self.host, &mut self.shared, sink, now);
         match owner {
             Owner::Tcp(id) => self.flows.tcp.resume(&mut ctx, id),
+            Owner::Farewells => self.flows.tcp.say_farewell(&mut ctx),
             Owner::Datagram(id) => self.flows.datagrams.resume(&mut ctx, id),
             Owner::Splice(id) => self.flows.splices.resume(&mut ctx, id),
             Owner::Relay(id) => self.flows.relays.resume(&mut ctx, id),
@@ -454,7 +457,7 @@ impl<H: Host> Engine<H> {
                     ctx.host.feed();
                     self.book_starved(now);
                 }
-                Owner::Splice(_) | Owner::UdpListener(_) | Owner::Greeting => {}
+                Owner::Splice(_) | Owner::UdpListener(_) | Owner::Greeting | Owner::Farewells => {}
                 Owner::RouterAdvertisement => self.ra_timer.on_deadline(&mut ctx),
                 Owner::Announcements => self.announcer.on_deadline(&mut ctx),
                 Owner::Services => self.scans.on_deadline(ctx.host, ctx.shared, now),

@@ -147,13 +147,18 @@ impl<V, K: Key> Table<V, K> {
         self.slots.get_mut(id).map(|(key, value)| (&*key, value))
     }
 
-    /// Takes a flow out; its name is never good again (for 2^24 tenants).
-    pub fn remove(&mut self, id: FlowId) -> Option<(K, V)> {
-        let (key, value) = self.slots.remove(id)?;
+    /// The flow is found by name only from now on, and another may have its key.
+    pub fn unlist(&mut self, id: FlowId) {
+        let Some((key, _)) = self.slots.get(id) else { return };
         if let Ok(entry) = self.index.find_entry(key.hash(&self.hasher), |&i| i == id.index()) {
             entry.remove();
         }
-        Some((key, value))
+    }
+
+    /// Takes a flow out; its name is never good again (for 2^24 tenants).
+    pub fn remove(&mut self, id: FlowId) -> Option<(K, V)> {
+        self.unlist(id);
+        self.slots.remove(id)
     }
 
     /// The names of all flows, in no particular order. O(flows): for rare occasions.
@@ -199,6 +204,22 @@ mod tests {
         assert_ne!(c, a);
         assert_eq!(t.remove(a), None);
         assert_eq!(t.get(c), Some((&key(3), &3)));
+    }
+
+    #[test]
+    fn a_flow_may_leave_its_key_to_another() {
+        let mut t = table(2);
+        let old = t.insert(key(1), 1).unwrap();
+        t.unlist(old);
+        t.unlist(old);
+        assert_eq!((t.find(&key(1)), t.get(old), t.len()), (None, Some((&key(1), &1)), 1));
+        let new = t.insert(key(1), 2).unwrap();
+        assert!(t.is_full());
+        assert_eq!(t.find(&key(1)), Some(new));
+        assert_eq!(t.remove(old), Some((key(1), 1)));
+        assert_eq!(t.find(&key(1)), Some(new), "that of the other is left alone");
+        assert_eq!(t.remove(new), Some((key(1), 2)));
+        assert!(t.is_empty() && t.find(&key(1)).is_none());
     }
 
     #[test]

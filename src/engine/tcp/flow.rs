@@ -172,7 +172,8 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
         self.empty_at = None;
     }
 
-    /// Steps 2 to 5 of [`crate::translate::tcp`]; returns whether the flow is to be forgotten.
+    /// Steps 2 to 5 of [`crate::translate::tcp`]; returns whether the flow is to be forgotten. What
+    /// is due to the guest then has found no room.
     pub(super) fn advance<H: Host<Stream = S>, K: Sink>(
         &mut self,
         ctx: &mut Ctx<'_, H, K>,
@@ -192,8 +193,8 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
             self.ask_room(ctx, share);
         }
         self.pump(ctx, id, key, scratch);
-        let waits = self.send_segments(ctx, id, key);
-        if self.conn.is_closed() && !waits {
+        self.send_segments(ctx, id, key);
+        if self.conn.is_closed() {
             return true;
         }
         ctx.host.watch(&mut self.stream, Token::Tcp(id), self.conn.interest());

@@ -5,6 +5,7 @@
 //! of a flow with one call, straight from the guest's memory, stages what the socket did not take,
 //! and lets the flow answer once. The other direction is in [`pump`], new flows are in [`open`].
 
+mod farewell;
 mod flow;
 mod held;
 mod open;
@@ -23,6 +24,7 @@ use crate::span::{Span, SpanMut, gather};
 use crate::token::Readiness;
 use crate::translate::tcp::{Flags, Segment, Verdict};
 use crate::wire::tcp::{Header, LEN, Options};
+use farewell::Farewells;
 use flow::{Share, TcpFlow};
 
 /// All TCP flows, and scratch memory that their handling reuses.
@@ -33,6 +35,7 @@ pub(crate) struct Tcp<S> {
     last: Option<(FlowKey, FlowId)>,
     /// Flows that this batch has touched, in order.
     touched: Vec<FlowId>,
+    farewells: Farewells,
     budget: Budget,
     scratch: Scratch,
 }
@@ -70,6 +73,7 @@ impl<S: std::fmt::Debug> Tcp<S> {
             table: Table::new(capacity, hasher),
             last: None,
             touched: Vec::new(),
+            farewells: Farewells::new(capacity),
             budget: Budget::default(),
             scratch: Scratch::default(),
         }
@@ -116,10 +120,13 @@ impl<S: std::fmt::Debug> Tcp<S> {
         };
         let Segment { flags, ack, .. } = segment;
         let opens = flags.syn && !flags.fin && !flags.rst && ack.is_none();
-        if opens {
-            self.make_way(ctx, &key, source);
+        let mut found = self.find(&key);
+        if opens && let Some(id) = found.filter(|&id| self.has_ended(id)) {
+            // Earlier in this batch.
+            self.make_way(ctx, id, source);
+            found = None;
         }
-        let Some(id) = self.find(&key) else {
+        let Some(id) = found else {
             if opens {
                 return self.open_from_guest(ctx, key, &segment);
             }
@@ -132,6 +139,10 @@ impl<S: std::fmt::Debug> Tcp<S> {
             flow.touched = true;
             self.touched.push(id);
         }
+        if verdict.makes_way {
+            self.make_way(ctx, id, source);
+            return self.open_from_guest(ctx, key, &segment);
+        }
         if verdict.reject {
             refuse::answer(ctx, &key, &segment);
         }
@@ -139,17 +150,20 @@ impl<S: std::fmt::Debug> Tcp<S> {
         Ok(())
     }
 
-    /// A connection that has ended earlier in this batch leaves its ports to a new one.
+    fn has_ended(&self, id: FlowId) -> bool {
+        self.table.get(id).is_none_or(|(_, flow)| flow.conn.is_closed())
+    }
+
+    /// Flow `id` leaves its ports to a new connection. What it has for its peer still goes there.
     fn make_way<H: Host<Stream = S>, K: Sink, Src: Source>(
         &mut self,
         ctx: &mut Ctx<'_, H, K>,
-        key: &FlowKey,
+        id: FlowId,
         source: &Src,
     ) {
-        let Some(id) = self.find(key) else { return };
-        if let Some((_, flow)) = self.table.get_mut(id)
-            && flow.conn.is_closed()
-        {
+        self.last = None;
+        self.table.unlist(id);
+        if let Some((_, flow)) = self.table.get_mut(id) {
             flow.forward(ctx, Some(source), &mut self.scratch, &mut self.budget);
             self.advance(ctx, id);
         }
@@ -238,8 +252,16 @@ impl<S: std::fmt::Debug> Tcp<S> {
         let Some((key, flow)) = self.table.get_mut(id) else { return };
         let key = *key;
         if flow.advance(ctx, id, &key, &mut self.scratch, share) {
+            while let Some(outgoing) = flow.conn.poll_segment(ctx.now) {
+                self.farewells.bid(ctx, key, outgoing);
+            }
             self.close(ctx, id);
         }
+    }
+
+    /// The guest has given room for last words.
+    pub(crate) fn say_farewell<H, K: Sink>(&mut self, ctx: &mut Ctx<'_, H, K>) {
+        self.farewells.say(ctx);
     }
 
     fn close<H: Host<Stream = S>, K>(&mut self, ctx: &mut Ctx<'_, H, K>, id: FlowId) {

@@ -11,7 +11,7 @@ use crate::host::Host;
 use crate::link::{
     ETHERNET_HEADER, LinkCaps, MAX_FRAME, Refused, Segmentation, SegmentationKind, Sink, Slot,
 };
-use crate::span::{recycle_mut, total_mut};
+use crate::span::{SpanMut, recycle_mut, total_mut};
 use crate::translate::tcp::{Outgoing, PeekPlan, Sending};
 use crate::wire::seq::{Mss, SeqNum};
 use crate::wire::tcp::{CHECKSUM_OFFSET, Flags, Header, LEN, Options};
@@ -124,6 +124,10 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
         let layout = Layout::new(key, &caps, plan.mss);
         let want = plan.budget.min(share).min(self.appetite.max(MIN_APPETITE));
         if let Err(refused) = reserve(ctx.sink, &layout, want, &mut scratch.slots) {
+            if self.failed && self.is_empty(ctx, plan.skip) {
+                // Nothing is left but to say so: that takes no socket.
+                self.conn.on_socket_error();
+            }
             self.on_refused(ctx, id, refused);
             return Outcome::Pause;
         }
@@ -161,6 +165,13 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
         Outcome::More(n)
     }
 
+    /// Whether the socket, which has failed, has nothing behind its first `skip` bytes.
+    fn is_empty<H: Host<Stream = S>, K>(&mut self, ctx: &mut Ctx<'_, H, K>, skip: usize) -> bool {
+        let mut byte = [0];
+        let room = [SpanMut::from_slice(&mut byte)];
+        !matches!(ctx.host.peek(&mut self.stream, skip, &room), Ok(1..))
+    }
+
     /// The socket has nothing from `seq` on: an event will tell of more.
     fn drained(&mut self, seq: SeqNum) {
         self.empty_at = Some(seq);
@@ -194,15 +205,15 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
         }
     }
 
-    /// Sends what is due without payload; returns whether the flow waits for room to do so.
+    /// Sends what is due without payload, as far as there is room.
     pub(super) fn send_segments<H: Host<Stream = S>, K: Sink>(
         &mut self,
         ctx: &mut Ctx<'_, H, K>,
         id: FlowId,
         key: &FlowKey,
-    ) -> bool {
+    ) {
         if !self.conn.segment_due() {
-            return false;
+            return;
         }
         let caps = ctx.sink.caps();
         let headers = ETHERNET_HEADER + if key.guest.is_ipv4() { ipv4::LEN } else { ipv6::LEN };
@@ -218,23 +229,20 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
             };
             write_segment(ctx, &caps, slot, key, &outgoing, 0, None);
         }
-        false
     }
 
-    /// The link gives no slot; returns whether the flow waits for one.
-    fn on_refused<H, K>(&mut self, ctx: &mut Ctx<'_, H, K>, id: FlowId, refused: Refused) -> bool {
+    /// The link gives no slot: the flow waits for one, or ends if there will never be one.
+    fn on_refused<H, K>(&mut self, ctx: &mut Ctx<'_, H, K>, id: FlowId, refused: Refused) {
         match refused {
-            // Nobody is there to hear the last word of a connection that has ended.
-            Refused::Down if self.conn.is_closed() => return false,
+            // Last words wait without the flow.
+            _ if self.conn.is_closed() => {}
             Refused::Full | Refused::Down => ctx.shared.wait_for_room(Owner::Tcp(id)),
             Refused::TooLarge => {
                 // Not even the smallest frame fits the guest's buffers.
                 ctx.shared.drop(DropReason::TooLarge);
                 self.conn.on_socket_error();
-                return false;
             }
         }
-        true
     }
 }
 

@@ -24,6 +24,9 @@ impl Conn {
             self.take_rst(segment.seq, now);
             return Verdict::default();
         }
+        if segment.flags.syn && segment.ack.is_none() && self.guest_is_done() {
+            return self.make_way(segment);
+        }
         if segment.flags.syn {
             self.challenge(now);
             return Verdict::default();

@@ -19,6 +19,10 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 /// connections are forgotten without asking; we ask).
 const INACTIVITY: Duration = Duration::from_secs(7200);
 
+/// A socket that is still connecting after so long is given up, as a SYN is (RFC 9293 3.8.3, R2).
+/// The kernel's own limit (`tcp_syn_retries`) is shorter unless someone has raised it.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(180);
+
 /// Duplicate ACKs of one batch: what a guest needs to see a loss, and no more.
 const MOST_DUPLICATES: u8 = 3;
 
@@ -43,6 +47,8 @@ pub struct Conn {
     room: RoomInfo,
     /// Window probes without any answer.
     pub(super) unanswered: u8,
+    /// The guest uses the ports for another connection: nothing is said to it in this one's name.
+    pub(super) has_made_way: bool,
     pub(super) limits: Kept,
 }
 
@@ -146,6 +152,7 @@ impl Conn {
             look: now,
             room: RoomInfo { asked: now, rtt_micros: 0, accepted: 0 },
             unanswered: 0,
+            has_made_way: false,
             limits: Kept {
                 mss: limits.mss,
                 max_send_mss: limits.max_send_mss,
@@ -156,11 +163,12 @@ impl Conn {
         }
     }
 
-    /// The socket has failed, or the engine gives the flow up: RST to both sides.
+    /// The socket has failed, or the engine gives the flow up: RST to both sides, but for a guest
+    /// that is done with the connection and may use the ports for another.
     pub fn on_socket_error(&mut self) {
         if !self.is_closed() {
+            self.due = DueFlags { rst: !self.guest_is_done(), ..DueFlags::default() };
             self.state = State::Closed(End::Failed);
-            self.due = DueFlags { rst: true, ..DueFlags::default() };
         }
     }
 
@@ -281,6 +289,7 @@ impl Conn {
 
     fn next_due(&self) -> Option<Due> {
         match self.state {
+            _ if self.has_made_way => None,
             State::Connecting => None,
             State::SynSent => self.due.syn.then_some(Due::Syn),
             State::SynAckSent => self.due.syn.then_some(Due::SynAck),
@@ -331,8 +340,8 @@ impl Conn {
     /// When [`Self::on_deadline`] is to be called.
     pub fn deadline(&self) -> Option<Instant> {
         match self.state {
-            State::Connecting | State::Closed(_) => None,
-            State::SynAckSent | State::SynSent => self.timer.rings_at(),
+            State::Closed(_) => None,
+            State::Connecting | State::SynAckSent | State::SynSent => self.timer.rings_at(),
             State::Established(_) => {
                 Some(self.timer.rings_at().map_or(self.look, |at| at.min(self.look)))
             }
@@ -341,10 +350,11 @@ impl Conn {
 
     /// Time has passed. Early and stale calls do nothing.
     pub fn on_deadline(&mut self, now: Instant) {
-        if matches!(self.state, State::Connecting | State::Closed(_)) {
+        if self.is_closed() {
             return;
         }
         match self.timer.take_due(now) {
+            Some(Alarm::Handshake) if self.state == State::Connecting => self.on_socket_error(),
             Some(Alarm::Handshake) => self.on_handshake_alarm(now),
             Some(Alarm::Retransmit) if self.timer.tries() > RETRIES => self.on_socket_error(),
             Some(Alarm::Retransmit) => {
@@ -371,6 +381,11 @@ impl Conn {
         self.due.syn = true;
         self.rtt.on_syn_retried();
         self.arm_handshake(now);
+    }
+
+    /// The socket has begun to connect.
+    pub(super) fn arm_connecting(&mut self, now: Instant) {
+        self.timer.arm(Alarm::Handshake, now + CONNECT_TIMEOUT);
     }
 
     /// Armed when the SYN falls due and again when it goes out: a link that is down does not keep

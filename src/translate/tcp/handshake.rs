@@ -25,6 +25,7 @@ impl Conn {
         let mut conn = Self::new(State::Connecting, send, limits, now);
         conn.recv.open(syn.seq);
         conn.take_scale(syn.window_scale);
+        conn.arm_connecting(now);
         conn
     }
 
@@ -77,13 +78,8 @@ impl Conn {
                 }
                 Verdict::default()
             }
-            Segment { flags, ack: None, .. } if flags.syn => {
-                if !same_syn {
-                    // The guest has started anew on the same ports; its next SYN finds no flow.
-                    self.state = State::Closed(End::ByGuest);
-                }
-                Verdict::default()
-            }
+            Segment { flags, ack: None, .. } if flags.syn && same_syn => Verdict::default(),
+            Segment { flags, ack: None, .. } if flags.syn => self.make_way(segment),
             _ => Verdict { reject: true, ..Verdict::default() },
         }
     }
@@ -109,8 +105,9 @@ impl Conn {
                 }
                 Verdict::default()
             }
-            (false, true, _) => {
-                self.state = State::Closed(End::ByGuest);
+            (false, true, None) => self.make_way(segment),
+            (false, true, Some(_)) => {
+                self.due.syn = self.challenge.allows(now);
                 Verdict::default()
             }
             (false, false, None) => Verdict::default(),
@@ -156,6 +153,21 @@ impl Conn {
             }
             (Some(true) | None, _) => Verdict::default(),
         }
+    }
+
+    /// A SYN of the guest's that is not the one which has opened this connection: the guest has
+    /// forgotten that, and this is back in LISTEN (RFC 9293 3.10.7.4) or in TIME-WAIT (3.6.1). No
+    /// old SYN can be mistaken for a new one, for the link neither delays nor repeats any, and
+    /// who gets the answer to a SYN that it has not sent resets the connection.
+    pub(super) fn make_way(&mut self, syn: &Segment) -> Verdict {
+        if syn.flags.fin {
+            return Verdict::default();
+        }
+        self.has_made_way = true;
+        if !self.guest_is_done() {
+            self.state = State::Closed(End::ByGuest);
+        }
+        Verdict { makes_way: true, ..Verdict::default() }
     }
 
     fn take_syn(&mut self, syn: &Segment) {

@@ -81,7 +81,7 @@ fn micros(at: Instant) -> u32 {
 /// What the timer of a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Alarm {
-    /// The guest has not answered our SYN or SYN-ACK.
+    /// The guest has not answered our SYN or SYN-ACK, or the socket has not connected.
     Handshake,
     /// The guest has not acknowledged what is in flight.
     Retransmit,

@@ -117,6 +117,10 @@ pub struct Verdict {
     /// The segment does not belong to this connection: answer it with a RST as if there was no
     /// flow (RFC 9293 3.5.2 group 1). The connection goes on.
     pub reject: bool,
+    /// The segment is a SYN that opens another connection on the same ports: it is to be treated as
+    /// if there was no flow. This connection has ended, or goes on without the guest as long as
+    /// bytes are left for the peer.
+    pub makes_way: bool,
 }
 
 /// Out-of-order bytes that the engine holds. What is held is never more than the advertised window.

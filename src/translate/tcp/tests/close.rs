@@ -111,6 +111,45 @@ fn a_guest_that_has_forgotten_the_connection_does_not_take_back_what_it_sent() {
 }
 
 #[test]
+fn a_guest_that_is_done_may_use_the_ports_again_while_bytes_are_left_for_the_peer() {
+    for peer_fails in [false, true] {
+        let mut s = Script::open();
+        s.send_room = 0;
+        s.eof = true;
+        s.turn();
+        // The last segments and the SYN in one batch: their ACK must not go out any more.
+        let verdicts = s.offer_all(&[
+            Segment { payload_len: 300, ..fin(1, 1) },
+            Segment { seq: IRS + 77_777, ..syn() },
+        ]);
+        assert_eq!((verdicts[0].fresh.len(), verdicts[1].makes_way), (300, true));
+        s.expect(&[]);
+        assert!(!s.conn.is_closed());
+        assert_eq!(s.pass(Duration::from_secs(3600)), []);
+        if peer_fails {
+            s.conn.on_socket_error();
+        } else {
+            s.writable(1000);
+        }
+        s.expect(&[]);
+        assert_eq!((s.conn.is_closed(), s.conn.wants_reset()), (true, peer_fails));
+    }
+}
+
+#[test]
+fn a_guest_that_is_done_is_not_reset() {
+    let mut s = Script::open();
+    s.send_room = 0;
+    s.eof = true;
+    s.turn();
+    s.offer(Segment { payload_len: 300, ..fin(1, 1) });
+    s.turn();
+    s.conn.on_socket_error();
+    s.expect(&[]);
+    assert!(s.conn.is_closed() && s.conn.wants_reset());
+}
+
+#[test]
 fn a_reset_in_place_of_the_last_ack_is_an_orderly_end() {
     let mut s = Script::open();
     s.offer(fin(1, 0));

@@ -35,7 +35,20 @@ fn a_repeated_syn_is_ignored_while_the_socket_connects() {
     let mut s = Script::connecting(syn());
     assert_eq!(s.offer(syn()), Verdict::default());
     s.expect(&[]);
-    assert_eq!(s.conn.deadline(), None);
+    assert!(!s.conn.is_closed());
+}
+
+#[test]
+fn a_socket_that_never_connects_is_given_up_after_three_minutes() {
+    let mut s = Script::connecting(syn());
+    assert_eq!(s.pass(Duration::from_secs(1000)), [(180_000, sent_rst(-1, 0))]);
+    assert!(s.conn.is_closed() && s.conn.wants_reset());
+    // One that connects at last has all the time that a handshake has.
+    let mut s = Script::connecting(syn());
+    assert_eq!(s.pass(Duration::from_secs(179)), []);
+    s.conn.on_connected(s.now);
+    s.expect(&[to_guest("SA", -1, 0, 0)]);
+    assert_eq!(s.pass(Duration::from_secs(60)).len(), 8);
 }
 
 #[test]
@@ -57,7 +70,11 @@ fn another_syn_on_the_same_ports_makes_way_for_a_new_connection() {
             s.conn.on_connected(s.now);
             s.expect(&[to_guest("SA", -1, 0, 0)]);
         }
-        s.offer(Segment { seq: IRS + 5000, ..syn() });
+        let other = Segment { seq: IRS + 5000, ..syn() };
+        assert!(!s.offer(Segment { ack: Some(ISS + 1), ..other }).makes_way, "opens nothing");
+        s.turn();
+        assert!(!s.conn.is_closed());
+        assert!(s.offer(other).makes_way);
         s.expect(&[]);
         assert!(s.conn.is_closed() && s.conn.wants_reset());
     }
