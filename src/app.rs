@@ -22,8 +22,6 @@ use crate::flow::rules::Rules;
 use crate::host::netlink;
 use crate::host::sockets::{Setup, Sockets};
 use crate::link::capture::Capture;
-use crate::link::stream::StreamLink;
-use crate::link::vhost::{Settings, VhostLink};
 use crate::link::{Control, Link, Parts};
 use crate::pasta::command::{Held, Inherited};
 use crate::pasta::watch::{End, Watch};
@@ -40,12 +38,11 @@ use crate::token::{Interest, Token};
 use crate::translate::datagram::Timeouts;
 use ::log::{error, info, warn};
 use error::Error;
-use machine::Door;
 use std::ffi::{CString, OsStr, OsString};
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::process::ExitCode;
@@ -105,12 +102,19 @@ fn complain(text: &dyn fmt::Display) {
     }
 }
 
+/// The descriptor of `--fd`, and its number there.
+struct Given {
+    fd: OwnedFd,
+    number: i32,
+}
+
 /// Runs to the end; returns the exit status.
 fn run(program: Program, mode: Mode, typed: &Typed) -> Result<u8, Error> {
     let before = Inherited::new();
     let process = Process::new(typed);
     // Descriptors that we inherited go first, before we have any of our own.
-    let inherited = daemon::take_over(typed.fd).inspect_err(|e| complain(e))?;
+    let kept = daemon::take_over(typed.fd).inspect_err(|e| complain(e))?;
+    let given = kept.zip(typed.fd).map(|(fd, number)| Given { fd, number });
     crate::log::init(&log_options(program, &process)).inspect_err(|e| complain(e))?;
     // The command of a namespace inherits what we have, so there that is given up later.
     let started = (mode != Mode::Pasta).then(Started::begin).transpose()?;
@@ -124,21 +128,19 @@ fn run(program: Program, mode: Mode, typed: &Typed) -> Result<u8, Error> {
         Planner { typed: typed.clone(), facts, resolv }
     };
     match config {
-        Config::Pasta(config) => pasta::serve(&config, before, signals),
+        Config::Pasta(config) => pasta::serve(&config, before, given, signals),
         Config::VhostUser(config) => {
-            let settings = Settings { mtu: config.network.guest.mtu, ..Settings::default() };
-            let link = |door, one_off, epoll| match door {
-                Door::Listener(l) => VhostLink::listen(l, one_off, epoll, settings),
-                Door::Connected(stream) => VhostLink::connected(stream, epoll, settings),
-            };
-            machine::serve(begun()?, signals, inherited, &config, planner(), Role::VhostUser, link)
+            let meet = |epoll| machine::meet_on_rings(&config, given, epoll);
+            machine::serve(begun()?, signals, &config, Some(planner()), Role::VhostUser, meet)
         }
         Config::Stream(config) => {
-            let link = |door, one_off, epoll| match door {
-                Door::Listener(l) => StreamLink::listen(l, one_off, epoll),
-                Door::Connected(stream) => StreamLink::connected(stream, epoll),
-            };
-            machine::serve(begun()?, signals, inherited, &config, planner(), Role::Stream, link)
+            let meet = |epoll| machine::meet_on_stream(&config, given, epoll);
+            machine::serve(begun()?, signals, &config, Some(planner()), Role::Stream, meet)
+        }
+        Config::Tap(config) => {
+            let meet = |epoll| machine::meet_on_tap(given, epoll);
+            // As in other namespaces, what was told once is not told again.
+            machine::serve(begun()?, signals, &config, None, Role::Stream, meet)
         }
     }
 }

@@ -64,7 +64,7 @@ pub enum Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::InvalidFd(fd) => write!(f, "Invalid --fd: {fd}"),
+            Self::InvalidFd(fd) => write!(f, "Invalid --fd: {fd} is not open"),
             Self::Descriptors(e) => {
                 write!(f, "Couldn't close inherited descriptors: {}", error_text(e))
             }

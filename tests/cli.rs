@@ -332,7 +332,7 @@ fn bad_values_and_combinations_are_one_line_and_leave_nothing_behind() {
         ("--outbound-if4 bogus0", "Invalid interface name bogus0: no such interface"),
         ("-4 -i lo --outbound-if6 bogus0", "Invalid interface name bogus0: no such interface"),
         ("--outbound-if4 a/b", "Invalid interface name: a/b"),
-        ("-F 3", "Invalid --fd: 3"),
+        ("-F 3", "Invalid --fd: 3 is not open"),
         ("-t auto", "'auto' port forwarding is only allowed for pasta"),
         ("-t 22-21", "Invalid port specifier '22-21': bad port or range of ports"),
         ("-t 22,22", "Forwarding configuration conflict: "),
@@ -378,7 +378,7 @@ fn what_makes_no_sense_for_a_namespace_is_one_line_and_leaves_nothing_behind() {
         ("--userns /proc/self/ns/user ls", "Option --userns needs --netns or a PID"),
         ("--no-copy-routes ls", "Option --no-copy-routes needs --config-net"),
         ("--no-copy-addrs ls", "Option --no-copy-addrs needs --config-net"),
-        ("--fd 3 1", "Invalid --fd: 3"),
+        ("--fd 3 1", "Invalid --fd: 3 is not open"),
         ("--stats 1 1", "Option --stats needs --foreground"),
         ("-T 127.0.0.1/22 ls", "Invalid port specifier '127.0.0.1/22': listening address not"),
         ("-U foo ls", "Invalid port specifier 'foo': "),
@@ -545,7 +545,7 @@ fn an_open_descriptor_is_served_until_its_other_end_closes() {
 #[test]
 fn a_descriptor_that_cannot_be_served_is_refused() {
     let folder = Folder::new();
-    assert_eq!(fails(PASST, "--vhost-user -F 9"), "Invalid --fd: 9\n");
+    assert_eq!(fails(PASST, "--vhost-user -F 9"), "Invalid --fd: 9 is not open\n");
     let file = fs::File::open("/dev/null").expect("is there");
     let (datagrams, _peer) = UnixDatagram::pair().expect("sockets are there");
     let listener = UnixListener::bind(folder.path("listener")).expect("binds");

@@ -4,7 +4,7 @@
 mod common;
 
 use common::net::Namespace;
-use common::pasta::{EVERYBODY, Place, Running, USER, Who, ends};
+use common::pasta::{Container, EVERYBODY, Place, Running, USER, Who, ends};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
@@ -21,45 +21,6 @@ fn with<'a>(rest: &[&'a str]) -> Vec<&'a str> {
 /// A `pasta` without ports whose command waits for ever, and the command's process.
 fn waiting(place: &Place<'_>, who: Who, options: &[&str]) -> (Running, i32) {
     common::pasta::waiting(place, who, &with(options))
-}
-
-/// A process in namespaces of its own, as containers begin; ends with the value.
-struct Container(Running);
-
-impl Container {
-    fn new(place: &Place<'_>, who: Who) -> Self {
-        let mut command = place.command(who, "unshare");
-        match who {
-            Who::Root => command.arg("--net"),
-            Who::User => command.args(["--user", "--map-root-user", "--net"]),
-        };
-        command.args(["sh", "-c", "echo ready; exec sleep infinity"]);
-        Self(Running::start(command).0)
-    }
-
-    fn pid(&self) -> String {
-        self.0.pid().to_string()
-    }
-
-    /// What a command prints that runs inside.
-    fn prints(&self, line: &str) -> String {
-        let mut command = Command::new("nsenter");
-        command.arg("--target").arg(self.pid()).arg("--net").args(line.split(' '));
-        let output = command.output().expect("starts");
-        String::from_utf8(output.stdout).expect("is text")
-    }
-
-    fn kill(mut self) {
-        self.0.child.kill().expect("is ours");
-        self.0.child.wait().expect("is ours");
-    }
-}
-
-impl Drop for Container {
-    fn drop(&mut self) {
-        let _ = self.0.child.kill();
-        let _ = self.0.child.wait();
-    }
 }
 
 /// The lines of `/proc/PID/status` that say what a process may do.

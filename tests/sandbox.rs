@@ -586,7 +586,7 @@ fn own_ids() -> String {
 fn a_descriptor_that_is_not_open_is_refused() {
     let out = output(command("kept").env("KEEP_FD", "77"));
     assert_eq!(out.status.code(), Some(1));
-    assert_eq!(String::from_utf8_lossy(&out.stderr), "Invalid --fd: 77\n");
+    assert_eq!(String::from_utf8_lossy(&out.stderr), "Invalid --fd: 77 is not open\n");
 }
 
 /// Names the functions given, for a list of tests.

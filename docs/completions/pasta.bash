@@ -23,7 +23,7 @@ _pasta() {
 
     case "${cmd}" in
         pasta)
-            opts="-h -d -q -f -e -l -p -P -c -m -a -n -M -g -i -o -4 -6 -D -S -H -t -u -T -U -I --help --version --debug --trace --quiet --foreground --stderr --log-file --log-size --runas --pcap --pid --stats --conf-path --chroot-fallback --mtu --address --netmask --mac-addr --gateway --interface --outbound --outbound-if4 --outbound-if6 --map-host-loopback --map-guest-addr --no-map-gw --ipv4-only --ipv6-only --dns --dns-forward --dns-host --search --hostname --fqdn --dhcp-dns --dhcp-search --no-tcp --no-udp --no-icmp --no-dhcp --no-dhcpv6 --no-ndp --no-ra --freebind --tcp-ports --udp-ports --tcp-ns --udp-ns --ns-ifname --ns-mac-addr --userns --netns --netns-only --no-netns-quit --config-net --no-copy-routes --no-copy-addrs --host-lo-to-ns-lo --no-splice --splice-only"
+            opts="-h -d -q -f -e -l -p -P -c -F -m -a -n -M -g -i -o -4 -6 -D -S -H -t -u -T -U -I --help --version --debug --trace --quiet --foreground --stderr --log-file --log-size --runas --pcap --pid --stats --conf-path --chroot-fallback --fd --mtu --address --netmask --mac-addr --gateway --interface --outbound --outbound-if4 --outbound-if6 --map-host-loopback --map-guest-addr --no-map-gw --ipv4-only --ipv6-only --dns --dns-forward --dns-host --search --hostname --fqdn --dhcp-dns --dhcp-search --no-tcp --no-udp --no-icmp --no-dhcp --no-dhcpv6 --no-ndp --no-ra --freebind --tcp-ports --udp-ports --tcp-ns --udp-ns --ns-ifname --ns-mac-addr --userns --netns --netns-only --no-netns-quit --config-net --no-copy-routes --no-copy-addrs --host-lo-to-ns-lo --no-splice --splice-only"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -167,6 +167,20 @@ _pasta() {
                     fi
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --fd)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                -F)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
                     fi
                     return 0
                     ;;

@@ -5,6 +5,7 @@ complete -c pasta -s p -l pcap -d 'Capture the namespace\'s frames to a file, in
 complete -c pasta -s P -l pid -d 'Write the process\'s number to a file' -r -F
 complete -c pasta -l stats -d 'Print counters on standard error, every DELAY seconds at most; with --foreground only' -r -f
 complete -c pasta -s c -l conf-path -d 'Socket at which pesto may show and change forwarded ports' -r -F
+complete -c pasta -s F -l fd -d 'Serve the tap that this open descriptor is of, instead of making one; exit when it goes' -r -f
 complete -c pasta -s m -l mtu -d 'MTU to advertise, 0 for none (default: 65520)' -r -f
 complete -c pasta -s a -l address -d 'The namespace\'s address, once per IP version (default: the host\'s)' -r -f
 complete -c pasta -s n -l netmask -d 'IPv4 netmask, dotted or as a length (default: the host\'s)' -r -f

@@ -18,8 +18,10 @@ pub(super) enum Error {
     RunAs(RunAsError),
     Unix(unix::Error),
     Netlink(io::Error),
-    /// `--fd` names no Unix socket.
-    NoSocket(i32),
+    /// `--fd` names something else than we need: what it is.
+    Given(i32, &'static str),
+    /// There is no descriptor, though it takes one.
+    NothingGiven,
     /// Something that works on every system we know of.
     System(&'static str, io::Error),
     /// The sandbox cannot be entered; said already.
@@ -50,9 +52,8 @@ impl fmt::Display for Error {
             Self::RunAs(e) => e.fmt(f),
             Self::Unix(e) => e.fmt(f),
             Self::Netlink(e) => write!(f, "Couldn't ask the kernel for routes: {}", error_text(e)),
-            Self::NoSocket(fd) => {
-                write!(f, "Invalid --fd: {fd} is no connected UNIX domain stream socket")
-            }
+            Self::Given(number, what) => write!(f, "Invalid --fd: {number} is {what}"),
+            Self::NothingGiven => f.write_str("No descriptor given with --fd"),
             Self::System(what, e) => write!(f, "Couldn't {what}: {}", error_text(e)),
             Self::Rehearsal => f.write_str("Couldn't isolate the process"),
             Self::Namespace(e) => e.fmt(f),

@@ -1,8 +1,9 @@
-//! Start-up of `passt`: a virtual machine, of which we see nothing but its link.
+//! Start-up of `passt`: a virtual machine, of which we see nothing but its link. So it is with
+//! `pasta --fd` alone.
 
 use super::unix::Bound;
 use super::{
-    Error, Service, engine_settings, open_capture, open_control, open_sockets, random_key,
+    Error, Given, Service, engine_settings, open_capture, open_control, open_sockets, random_key,
     watch_host,
 };
 use crate::config::{Machine, Socket};
@@ -10,6 +11,9 @@ use crate::control::Policy;
 use crate::daemon::{Launch, PidFile, Signals};
 use crate::engine::Engine;
 use crate::flow::rules::Rules;
+use crate::link::stream::{StreamControl, StreamLink};
+use crate::link::tap::{self, Tap, TapControl, TapLink};
+use crate::link::vhost::{Settings, VhostControl, VhostLink};
 use crate::link::{Control, Parts};
 use crate::runtime::Clock;
 use crate::runtime::host_watch::Planner;
@@ -17,33 +21,92 @@ use crate::sandbox::{Identity, Jail, Role, RunAs, Started};
 use crate::sys::epoll::Epoll;
 use crate::sys::process::{self, Side};
 use crate::time::Duration;
+use crate::wire::MacAddr;
 use log::{error, info};
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
-use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::rc::Rc;
 
+/// A guest's link, and what else is known of it before it says anything.
+pub(super) struct Met<C: Control> {
+    link: Parts<C>,
+    bound: Option<Bound>,
+    mac: Option<MacAddr>,
+}
+
+/// Meets a guest on its rings.
+pub(super) fn meet_on_rings(
+    config: &Machine,
+    given: Option<Given>,
+    epoll: Rc<Epoll>,
+) -> Result<Met<VhostControl>, Error> {
+    let settings = Settings { mtu: config.network.guest.mtu, ..Settings::default() };
+    let (door, bound) = open_door(&config.socket, given)?;
+    let link = match door {
+        Door::Listener(l) => VhostLink::listen(l, config.one_off, epoll, settings),
+        Door::Connected(stream) => VhostLink::connected(stream, epoll, settings),
+    };
+    let link = link.map_err(|e| Error::System("watch the socket", e))?;
+    Ok(Met { link, bound, mac: None })
+}
+
+/// Meets a guest on a stream of frames.
+pub(super) fn meet_on_stream(
+    config: &Machine,
+    given: Option<Given>,
+    epoll: Rc<Epoll>,
+) -> Result<Met<StreamControl>, Error> {
+    let (door, bound) = open_door(&config.socket, given)?;
+    let link = match door {
+        Door::Listener(l) => StreamLink::listen(l, config.one_off, epoll),
+        Door::Connected(stream) => StreamLink::connected(stream, epoll),
+    };
+    let link = link.map_err(|e| Error::System("watch the socket", e))?;
+    Ok(Met { link, bound, mac: None })
+}
+
+/// Meets whoever has the other end of a tap.
+pub(super) fn meet_on_tap(
+    given: Option<Given>,
+    epoll: Rc<Epoll>,
+) -> Result<Met<TapControl>, Error> {
+    let tap = adopt(given)?;
+    let mac = tap.mac().ok();
+    let link = TapLink::new(tap, epoll).map_err(|e| Error::System("watch the tap", e))?;
+    Ok(Met { link, bound: None, mac })
+}
+
+/// The tap that we were given.
+pub(super) fn adopt(given: Option<Given>) -> Result<Tap, Error> {
+    let Given { fd, number } = given.ok_or(Error::NothingGiven)?;
+    let tap = Tap::adopt(fd).map_err(|e| match e {
+        tap::Error::Given(what) => Error::Given(number, what),
+        other => other.into(),
+    })?;
+    info!("Namespace interface: {}", tap.name());
+    Ok(tap)
+}
+
 /// Where the client comes from.
-pub(super) enum Door {
+enum Door {
     Listener(UnixListener),
     Connected(UnixStream),
 }
 
-fn open_door(socket: &Socket, inherited: Option<OwnedFd>) -> Result<(Door, Option<Bound>), Error> {
-    let (bound, listener) = match (socket, inherited) {
-        (Socket::Connected(number), Some(fd)) => {
+fn open_door(socket: &Socket, given: Option<Given>) -> Result<(Door, Option<Bound>), Error> {
+    let (bound, listener) = match socket {
+        Socket::Connected(_) => {
+            let Given { fd, number } = given.ok_or(Error::NothingGiven)?;
             let stream = UnixStream::from(fd);
             if !is_stream(&stream) {
-                return Err(Error::NoSocket(*number));
+                return Err(Error::Given(number, "no connected UNIX domain stream socket"));
             }
             return Ok((Door::Connected(stream), None));
         }
-        (Socket::Connected(fd), None) => return Err(Error::NoSocket(*fd)),
-        (Socket::Listen(path), _) => Bound::at(path)?,
-        (Socket::ListenAnywhere, _) => Bound::anywhere()?,
+        Socket::Listen(path) => Bound::at(path)?,
+        Socket::ListenAnywhere => Bound::anywhere()?,
     };
     info!("UNIX domain socket bound at {}", bound.path().display());
     Ok((Door::Listener(listener), Some(bound)))
@@ -57,15 +120,14 @@ fn is_stream(fd: &UnixStream) -> bool {
         && getsockopt(fd, sockopt::SockType).is_ok_and(|kind| kind == SockType::Stream)
 }
 
-/// Serves a virtual machine on the link that `open` makes.
+/// Serves the guest that `meet` meets.
 pub(super) fn serve<C: Control>(
     started: Started,
     signals: Signals,
-    inherited: Option<OwnedFd>,
     config: &Machine,
-    planner: Planner,
+    planner: Option<Planner>,
     role: Role,
-    open: impl FnOnce(Door, bool, Rc<Epoll>) -> io::Result<Parts<C>>,
+    meet: impl FnOnce(Rc<Epoll>) -> Result<Met<C>, Error>,
 ) -> Result<u8, Error> {
     let Machine { process: own, network, .. } = config;
     let run_as = own.runas.as_deref().map(str::parse::<RunAs>).transpose()?;
@@ -80,18 +142,16 @@ pub(super) fn serve<C: Control>(
 
     // Everything that has a name in the file system or a low port, before we lose the right to.
     let control = open_control(own, Policy::new(network, false), &epoll)?;
-    let (door, bound) = open_door(&config.socket, inherited)?;
+    let Met { link, bound, mac } = meet(Rc::clone(&epoll))?;
     let pid_file = own.pid.as_deref().map(PidFile::open).transpose()?;
     let capture = network.pcap.as_deref().and_then(open_capture);
     let rules = Rules::from(network.forwards.clone());
     let sockets = open_sockets(&epoll, network, &rules)?;
-    let host_watch = watch_host(&epoll, network, Some(planner));
+    let host_watch = watch_host(&epoll, network, planner);
     let hash_key = random_key().map_err(|e| Error::System("get random numbers", e))?;
     network.summary().iter().for_each(|line| info!("{line}"));
     let launch = Launch::prepare(!own.foreground, pid_file)?;
 
-    let link = open(door, config.one_off, Rc::clone(&epoll))
-        .map_err(|e| Error::System("watch the socket", e))?;
     let jailed = started.identify(identity)?.jail(&jail)?;
     let stats = own.stats.map(|seconds| Duration::from_secs(seconds.into()));
     let (watch, held) = (None, None);
@@ -109,7 +169,9 @@ pub(super) fn serve<C: Control>(
         host_watch,
     };
     let clock = Clock::start();
-    let engine = Engine::new(sockets, engine_settings(network, rules, hash_key), clock.now());
+    let mut settings = engine_settings(network, rules, hash_key);
+    settings.guest_mac = mac;
+    let engine = Engine::new(sockets, settings, clock.now());
     service.run_captured(link, capture, engine, clock)
 }
 

@@ -5,9 +5,10 @@
 //! inside; the interface and what is configured there; the sandbox. Up to the last step everything
 //! goes away again by itself when a step fails: what is inside ends with its channel to us.
 
+use super::machine::adopt;
 use super::{
-    Error, Service, engine_settings, listen, open_capture, open_control, open_sockets, random_key,
-    watch_host,
+    Error, Given, Service, engine_settings, listen, open_capture, open_control, open_sockets,
+    random_key, watch_host,
 };
 use crate::config::{self, Pasta, Process};
 use crate::control::Policy;
@@ -30,8 +31,29 @@ use log::{info, warn};
 use std::io;
 use std::rc::Rc;
 
-/// Serves a network namespace; returns the exit status.
-pub(super) fn serve(config: &Pasta, before: Inherited, signals: Signals) -> Result<u8, Error> {
+/// Serves a network namespace; returns the exit status. An interface that is `given` may go: then we
+/// have no more to do.
+pub(super) fn serve(
+    config: &Pasta,
+    before: Inherited,
+    given: Option<Given>,
+    signals: Signals,
+) -> Result<u8, Error> {
+    match serve_namespace(config, before, given, signals) {
+        Err(Error::TapGone) if config.given => {
+            info!("{}", Error::TapGone);
+            Ok(0)
+        }
+        outcome => outcome,
+    }
+}
+
+fn serve_namespace(
+    config: &Pasta,
+    before: Inherited,
+    given: Option<Given>,
+    signals: Signals,
+) -> Result<u8, Error> {
     let Pasta { process: own, network, .. } = config;
     let epoll = Rc::new(Epoll::new().map_err(|e| Error::System("make an epoll", e))?);
 
@@ -48,7 +70,7 @@ pub(super) fn serve(config: &Pasta, before: Inherited, signals: Signals) -> Resu
     let Found { namespace, watch, held } = Found::new(config, before)?;
     let started = Started::begin_in_namespace()?;
     let mut inside = go_inside(&namespace, identity)?;
-    let tap = set_up(&mut inside, config)?;
+    let tap = set_up(&mut inside, config, given)?;
     let diag = inside.get(Wanted::Diag).map_err(|e| Error::Inside("open a netlink socket", e))?;
     inside.confine().map_err(|e| Error::Inside("lock up the process", e))?;
 
@@ -138,15 +160,20 @@ fn go_inside(namespace: &Namespace, identity: Identity) -> Result<Inside, Error>
     Inside::start(|| namespace.enter(), confine).map_err(|e| pasta::Error::Enter(e).into())
 }
 
-/// Makes the interface, and configures what is to be configured in the namespace.
-fn set_up(inside: &mut Inside, config: &Pasta) -> Result<Option<Tap>, Error> {
+/// Makes the interface, or takes over the one that is given, and configures what is to be
+/// configured in the namespace.
+fn set_up(inside: &mut Inside, config: &Pasta, given: Option<Given>) -> Result<Option<Tap>, Error> {
     let route = inside.get(Wanted::Route).map_err(|e| Error::Inside("open a netlink socket", e))?;
     let Some(asked) = &config.tap else {
         show(&interface::configure(route, None, None)?);
         return Ok(None);
     };
-    let tun = inside.get(Wanted::Tun).map_err(Error::NoTun)?;
-    let tap = Tap::open(tun, &asked.name)?;
+    let tap = if config.given {
+        adopt(given)?
+    } else {
+        let tun = inside.get(Wanted::Tun).map_err(Error::NoTun)?;
+        Tap::open(tun, &asked.name)?
+    };
     // The namespace of a command goes with it.
     if config.target.runs() {
         tap.leave_to_namespace().map_err(|e| Error::System("leave the tap to its namespace", e))?;

@@ -161,7 +161,7 @@ pub enum Socket {
     Connected(i32),
 }
 
-/// `passt`, whatever the link.
+/// `passt`, whatever the link: a guest of which we see nothing else.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Machine {
     /// The process.
@@ -183,6 +183,8 @@ pub enum Config {
     VhostUser(Box<Machine>),
     /// `pasta`: a network namespace.
     Pasta(Box<Pasta>),
+    /// `pasta --fd`: an interface in a namespace of which nothing else is known.
+    Tap(Box<Machine>),
 }
 
 /// Why options make no sense together, or on this host. Each stands alone as a line to the user.
@@ -202,8 +204,6 @@ pub enum Error {
     Exclusive(&'static str, &'static str),
     /// An option that means nothing without another one.
     Needs(&'static str, &'static str),
-    /// `--fd` for a namespace.
-    TapDescriptor,
 }
 
 impl fmt::Display for Error {
@@ -225,7 +225,6 @@ impl fmt::Display for Error {
             Self::Ports(error) => error.fmt(f),
             Self::Exclusive(a, b) => write!(f, "Options {a} and {b} exclude each other"),
             Self::Needs(option, other) => write!(f, "Option {option} needs {other}"),
-            Self::TapDescriptor => f.write_str("--fd is not supported yet for namespaces"),
         }
     }
 }
@@ -249,6 +248,10 @@ impl Config {
         }
         match mode {
             Mode::Pasta => {
+                if let Some(fd) = namespace::interface_alone(typed) {
+                    let (machine, warnings) = Machine::behind_tap(fd, typed, facts)?;
+                    return Ok((Self::Tap(Box::new(machine)), warnings));
+                }
                 let (pasta, warnings) = Pasta::new(typed, facts)?;
                 Ok((Self::Pasta(Box::new(pasta)), warnings))
             }

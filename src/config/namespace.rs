@@ -4,13 +4,17 @@ use super::facts::HostFacts;
 use super::netplan::NetPlan;
 use super::options::{InNamespace, Mode, Typed};
 use super::ports::Rule;
-use super::{Error, Network, Process};
+use super::{Error, Machine, Network, Process, Socket};
+use crate::flow::Protocol;
 use crate::wire::MacAddr;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// The interface in the namespace when the host has none to be named after.
 const DEFAULT_TAP: &str = "tap0";
+
+/// What options need that act inside of a namespace that exists.
+const JOINED: &str = "--netns or a PID";
 
 /// Packets that the interface keeps for us at most. The kernel drops what comes beyond them and
 /// slows nobody down (its queue is never stopped), so there must be place for all that the
@@ -29,6 +33,9 @@ pub enum Target {
     Pid(i32),
     /// That which a file stands for.
     Path(PathBuf),
+    /// That of the interface of which this is a descriptor (`--fd`). We know nothing else of it,
+    /// and have nothing to do in it.
+    OfInterface(i32),
 }
 
 impl Target {
@@ -66,6 +73,9 @@ pub struct Pasta {
     pub quit: bool,
     /// The interface inside; `None` is `--splice-only`.
     pub tap: Option<Tap>,
+    /// Whether someone else has made the interface, and we get its descriptor (`--fd`): then its
+    /// name is what it is.
+    pub given: bool,
     /// What to configure inside; `None` leaves it to others, but for the loopback interface.
     pub config_net: Option<NetPlan>,
     /// Whether connections between loopback addresses are spliced.
@@ -98,6 +108,7 @@ impl Pasta {
             netns_only: asked.netns_only || joined_alone,
             quit: !asked.no_quit,
             tap,
+            given: typed.fd.is_some(),
             config_net,
             splice: !asked.no_splice,
             lo_to_lo: asked.lo_to_lo || asked.splice_only,
@@ -112,7 +123,8 @@ impl Pasta {
     pub fn summary(&self) -> Vec<String> {
         let mut lines = Vec::new();
         if let Some(tap) = &self.tap {
-            lines.push(format!("Namespace interface: {}", tap.name));
+            let known = (!self.given).then(|| format!("Namespace interface: {}", tap.name));
+            lines.extend(known);
             lines.extend(self.network.summary());
         } else {
             lines.extend(self.network.forwards_summary());
@@ -122,6 +134,33 @@ impl Pasta {
             lines.extend(self.inside.iter().map(|rule| format!("    {rule}")));
         }
         lines
+    }
+}
+
+/// The descriptor of the interface that is all we know of a namespace.
+pub(super) fn interface_alone(typed: &Typed) -> Option<i32> {
+    match typed.namespace.as_ref()?.target {
+        Target::OfInterface(fd) => Some(fd),
+        _ => None,
+    }
+}
+
+impl Machine {
+    /// Where there is an interface and nothing else that we know of ([`Target::OfInterface`]): a
+    /// guest of which we see its frames, as those of virtual machines are.
+    pub(super) fn behind_tap(
+        fd: i32,
+        typed: &Typed,
+        facts: &HostFacts,
+    ) -> Result<(Self, Vec<String>), Error> {
+        let asked = typed.namespace.as_deref().cloned().unwrap_or_default();
+        exclusions(typed, &asked)?;
+        exclusions_outside(typed, &asked)?;
+        let typed = &with_implications(typed, &asked);
+        // Who listens inside is not to be seen: ports are those that are named, as for a machine.
+        let (network, warnings) = Network::new(Mode::Passt, typed, facts)?;
+        let (process, socket) = (Process::new(typed), Socket::Connected(fd));
+        Ok((Self { process, network, socket, one_off: true }, warnings))
     }
 }
 
@@ -139,13 +178,35 @@ fn exclusions(typed: &Typed, asked: &InNamespace) -> Result<(), Error> {
     if asked.no_copy_addrs && !asked.config_net {
         return Err(Error::Needs("--no-copy-addrs", "--config-net"));
     }
-    if asked.userns.is_some() && asked.target.runs() {
-        return Err(Error::Needs("--userns", "--netns or a PID"));
+    if typed.fd.is_some() && asked.splice_only {
+        return Err(Error::Exclusive("--fd", "--splice-only"));
     }
-    if typed.fd.is_some() {
-        return Err(Error::TapDescriptor);
+    if typed.fd.is_some() && asked.ifname.is_some() {
+        return Err(Error::Exclusive("--fd", "--ns-ifname"));
+    }
+    let joined = matches!(asked.target, Target::Pid(_) | Target::Path(_));
+    if asked.userns.is_some() && !joined {
+        return Err(Error::Needs("--userns", JOINED));
     }
     Ok(())
+}
+
+/// Refuses what can be done only inside of a namespace, where there is but an interface.
+fn exclusions_outside(typed: &Typed, asked: &InNamespace) -> Result<(), Error> {
+    let forwards = |protocol| asked.ports.iter().any(|(p, spec)| *p == protocol && spec != "none");
+    let auto = |spec: &str| spec.split(',').any(|part| part == "auto");
+    let looks = |protocol| typed.ports.iter().any(|(p, spec)| *p == protocol && auto(spec));
+    let inside = [
+        ("--config-net", asked.config_net),
+        ("--ns-mac-addr", asked.mac.is_some()),
+        ("--host-lo-to-ns-lo", asked.lo_to_lo),
+        ("--tcp-ns", forwards(Protocol::Tcp)),
+        ("--udp-ns", forwards(Protocol::Udp)),
+        ("--tcp-ports auto", looks(Protocol::Tcp)),
+        ("--udp-ports auto", looks(Protocol::Udp)),
+    ];
+    let wanted = inside.into_iter().find(|(_, wanted)| *wanted);
+    wanted.map_or(Ok(()), |(option, _)| Err(Error::Needs(option, JOINED)))
 }
 
 /// What was typed, and what that implies.

@@ -431,7 +431,9 @@ fn apply(program: Program, found: &ArgMatches) -> Result<Request, Error> {
     let words: Vec<_> = found.get_raw(POSITIONAL).into_iter().flatten().collect();
     if mode == Mode::Pasta {
         let namespace = typed.namespace();
-        namespace.target = target(&words, namespace.netns.as_deref()).map_err(Error::plain)?;
+        let netns = namespace.netns.clone();
+        let target = target(&words, netns.as_deref(), typed.fd);
+        typed.namespace().target = target.map_err(Error::plain)?;
     } else if let Some(extra) = words.first() {
         let extra = extra.to_string_lossy();
         return Err(Error::plain(format!("Extra non-option argument: {extra}")));
@@ -440,16 +442,17 @@ fn apply(program: Program, found: &ArgMatches) -> Result<Request, Error> {
 }
 
 /// What the words behind `pasta`'s options mean: nothing but digits is the number of a process,
-/// anything else a command.
-fn target(words: &[&OsStr], netns: Option<&Path>) -> Result<Target, String> {
+/// anything else a command, which gets an interface of its own: no one else's.
+fn target(words: &[&OsStr], netns: Option<&Path>, fd: Option<i32>) -> Result<Target, String> {
     match (words, netns) {
-        ([], None) => Ok(Target::Shell),
+        ([], None) => Ok(fd.map_or(Target::Shell, Target::OfInterface)),
         ([], Some(path)) => Ok(Target::Path(path.to_owned())),
         (_, Some(_)) => Err("Both --netns and PID or command given".to_owned()),
         ([word], None) if is_number(word) => {
             let pid = word.to_str().and_then(|word| word.parse().ok()).filter(|pid| *pid > 0);
             pid.map(Target::Pid).ok_or_else(|| format!("Invalid PID: {}", word.to_string_lossy()))
         }
+        (_, None) if fd.is_some() => Err("Both --fd and command given".to_owned()),
         (words, None) => {
             Ok(Target::Command(words.iter().map(|word| OsString::from(*word)).collect()))
         }

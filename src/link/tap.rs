@@ -21,7 +21,9 @@ use crate::sys::epoll::Epoll;
 use crate::sys::{error_text, tap};
 use crate::token::{Interest, Readiness, Token};
 use crate::wire::MacAddr;
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::unistd;
 use std::cell::Cell;
 use std::ffi::CString;
 use std::fmt;
@@ -67,8 +69,8 @@ pub enum Error {
     NameTaken(String),
     /// We have no right to make interfaces there.
     NotPermitted(String),
-    /// The descriptor that we were given is no tap's.
-    NoTap(io::Error),
+    /// The descriptor that we were given is not what we need: what it is.
+    Given(&'static str),
     /// Anything else.
     System(&'static str, io::Error),
 }
@@ -86,7 +88,7 @@ impl fmt::Display for Error {
                 f,
                 "Couldn't create the tap {name}: no right to configure that network namespace"
             ),
-            Self::NoTap(e) => write!(f, "The descriptor given is no tap's: {}", error_text(e)),
+            Self::Given(what) => write!(f, "The descriptor given is {what}"),
             Self::System(what, e) => write!(f, "Couldn't {what}: {}", error_text(e)),
         }
     }
@@ -134,13 +136,28 @@ impl Tap {
     /// Takes over a tap that someone else has made.
     ///
     /// # Errors
-    /// When `fd` is none.
+    /// When `fd` is none, or one whose frames we do not understand.
     pub fn adopt(fd: OwnedFd) -> Result<Self, Error> {
-        let (name, flags) = tap::attached(fd.as_fd()).map_err(Error::NoTap)?;
-        if flags & libc::IFF_TAP == 0 || flags & libc::IFF_NO_PI == 0 {
-            return Err(Error::NoTap(io::Error::from_raw_os_error(libc::EINVAL)));
+        let (name, flags) = tap::attached(fd.as_fd()).map_err(|e| match e.raw_os_error() {
+            Some(libc::EBADFD) => Error::Given("of /dev/net/tun, but has no interface"),
+            _ => Error::Given("no tap"),
+        })?;
+        if flags & libc::IFF_TAP == 0 {
+            return Err(Error::Given("a tun: its packets have no Ethernet header"));
         }
-        Self::agree(fd, name, flags & libc::IFF_VNET_HDR != 0)
+        let tap = Self::agree(fd, name, flags & libc::IFF_VNET_HDR != 0)?;
+        if tap.wants_packet_info() {
+            return Err(Error::Given("a tap that was made without IFF_NO_PI"));
+        }
+        Ok(tap)
+    }
+
+    /// Whether frames have four more bytes in front. The kernel does not tell: the flag that it
+    /// reports has the value of another one. But with them nothing is left for an Ethernet header
+    /// of the shortest frame that is allowed without; that one is nobody's, and goes nowhere.
+    fn wants_packet_info(&self) -> bool {
+        let shortest = vec![0; self.header_len() + ETHERNET_HEADER];
+        unistd::write(&self.fd, &shortest) == Err(Errno::EINVAL)
     }
 
     /// Settles what frames look like.

@@ -56,7 +56,7 @@ impl Namespace {
     pub fn find(config: &Pasta) -> Result<Option<(Self, Life)>, Error> {
         let userns = config.userns.as_deref();
         match &config.target {
-            Target::Command(_) | Target::Shell => Ok(None),
+            Target::Command(_) | Target::Shell | Target::OfInterface(_) => Ok(None),
             Target::Pid(pid) => Self::of_pid(*pid, userns, config.netns_only).map(Some),
             Target::Path(path) => Self::of_path(path, userns).map(Some),
         }

@@ -7,7 +7,7 @@ use nix::unistd::Pid;
 use passt::sys::process::open_process;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -108,6 +108,14 @@ impl<'a> Place<'a> {
     pub fn pasta(&self, who: Who, arguments: &[&str]) -> Command {
         let mut command = self.command(who, program(who));
         command.args(arguments);
+        command
+    }
+
+    /// `pasta --fd 9` with these arguments and this descriptor.
+    pub fn pasta_at(&self, who: Who, fd: OwnedFd, arguments: &[&str]) -> Command {
+        let mut command = self.command(who, "sh");
+        command.args(["-c", r#"exec "$0" --fd 9 "$@" 9<&0 <&-"#]).arg(program(who));
+        command.args(arguments).stdin(fd);
         command
     }
 
@@ -233,6 +241,50 @@ pub fn children(parent: i32) -> Vec<i32> {
     };
     let all = fs::read_dir("/proc").expect("is mounted").flatten();
     all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_child).collect()
+}
+
+/// A process in namespaces of its own, as containers begin; ends with the value.
+pub struct Container(Running);
+
+impl Container {
+    pub fn new(place: &Place<'_>, who: Who) -> Self {
+        let mut command = place.command(who, "unshare");
+        match who {
+            Who::Root => command.arg("--net"),
+            Who::User => command.args(["--user", "--map-root-user", "--net"]),
+        };
+        command.args(["sh", "-c", "echo ready; exec sleep infinity"]);
+        Self(Running::start(command).0)
+    }
+
+    pub fn pid(&self) -> String {
+        self.0.pid().to_string()
+    }
+
+    /// Its network namespace.
+    pub fn path(&self) -> PathBuf {
+        format!("/proc/{}/ns/net", self.0.pid()).into()
+    }
+
+    /// What a command prints that runs inside.
+    pub fn prints(&self, line: &str) -> String {
+        let mut command = Command::new("nsenter");
+        command.arg("--target").arg(self.pid()).arg("--net").args(line.split(' '));
+        let output = command.output().expect("starts");
+        String::from_utf8(output.stdout).expect("is text")
+    }
+
+    pub fn kill(mut self) {
+        self.0.child.kill().expect("is ours");
+        self.0.child.wait().expect("is ours");
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let _ = self.0.child.kill();
+        let _ = self.0.child.wait();
+    }
 }
 
 /// Waits for a process to end; whether it did.

@@ -4,14 +4,18 @@ use super::*;
 use crate::config::Config;
 use crate::config::resolv::Resolv;
 
-fn configured(line: &str, facts: &HostFacts) -> Result<(Pasta, Vec<String>), String> {
+fn any(line: &str, facts: &HostFacts) -> Result<(Config, Vec<String>), String> {
     let args: Vec<_> = line.split_whitespace().map(Into::into).collect();
     let (mode, typed) = match parse(Program::Pasta, "pasta", &args) {
         Ok(Request::Run(mode, typed)) => (mode, typed),
         Ok(other) => panic!("{line}: {other:?}"),
         Err(e) => return Err(e.to_string()),
     };
-    match Config::new(mode, &typed, facts).map_err(|e| e.to_string())? {
+    Config::new(mode, &typed, facts).map_err(|e| e.to_string())
+}
+
+fn configured(line: &str, facts: &HostFacts) -> Result<(Pasta, Vec<String>), String> {
+    match any(line, facts)? {
         (Config::Pasta(pasta), warnings) => Ok((*pasta, warnings)),
         other => panic!("{line}: {other:?}"),
     }
@@ -204,7 +208,10 @@ fn options_that_contradict_each_other_are_refused() {
         ),
         ("--no-copy-routes", "Option --no-copy-routes needs --config-net"),
         ("--no-copy-addrs 1", "Option --no-copy-addrs needs --config-net"),
-        ("--fd 3", "--fd is not supported yet for namespaces"),
+        ("--fd 3 --splice-only 1", "Options --fd and --splice-only exclude each other"),
+        ("--fd 3 -I x0", "Options --fd and --ns-ifname exclude each other"),
+        ("--fd 3 ls", "Both --fd and command given"),
+        ("--netns a --fd 3 ls", "Both --netns and PID or command given"),
         ("--no-tcp -t 22", "TCP port forwarding requested, but TCP is disabled"),
         ("--no-tcp -t auto", "TCP port forwarding requested, but TCP is disabled"),
         ("-T 22 --no-tcp", "TCP port forwarding requested, but TCP is disabled"),
@@ -224,6 +231,43 @@ fn options_that_contradict_each_other_are_refused() {
         ("--config-net --no-copy-addrs", "--no-copy-addrs is deprecated, use --address"),
     ] {
         assert_eq!(configured(line, &host()).unwrap().1, [warning]);
+    }
+}
+
+#[test]
+fn where_there_is_but_an_interface_nothing_is_done_inside() {
+    let machine = |line: &str| match any(line, &host()).expect(line) {
+        (Config::Tap(machine), warnings) if warnings.is_empty() => machine,
+        other => panic!("{line}: {other:?}"),
+    };
+    let alone = machine("--fd 7");
+    assert_eq!((alone.socket, alone.one_off), (Socket::Connected(7), true));
+    assert!(alone.network.forwards.is_empty(), "nobody can look who listens");
+    assert!(!alone.network.guest.dns.advertise_servers, "as in other namespaces");
+    assert_eq!(machine("-F 7 -t 22 -u none -T none --no-splice").network.forwards.len(), 1);
+    for (line, option) in [
+        ("--config-net", "--config-net"),
+        ("--ns-mac-addr 0a:00:00:00:00:01", "--ns-mac-addr"),
+        ("--host-lo-to-ns-lo", "--host-lo-to-ns-lo"),
+        ("-T 22", "--tcp-ns"),
+        ("-U auto", "--udp-ns"),
+        ("-t 22,auto", "--tcp-ports auto"),
+        ("-u auto", "--udp-ports auto"),
+        ("--userns /proc/1/ns/user", "--userns"),
+    ] {
+        let refused = any(&format!("--fd 7 {line}"), &host()).unwrap_err();
+        assert_eq!(refused, format!("Option {option} needs --netns or a PID"));
+    }
+}
+
+#[test]
+fn an_interface_of_someone_elses_in_a_namespace_that_is_known_is_like_ours() {
+    for line in ["--fd 7 1", "--fd 7 --netns a", "1"] {
+        let pasta = pasta(&format!("--config-net -t 22 -T 23 {line}"));
+        assert_eq!(pasta.given, line != "1", "{line}");
+        assert!(pasta.config_net.is_some() && pasta.splice, "{line}");
+        let named = pasta.summary().iter().any(|line| line.starts_with("Namespace interface: "));
+        assert_eq!(named, line == "1", "{line}: its name is not known yet");
     }
 }
 

@@ -264,7 +264,9 @@ const MACHINE: &[Opt] = &[
         Text("FD", values::fd),
         "Use an open and connected descriptor instead; implies --one-off",
     )
-    .for_machines(),
+    .in_pasta(
+        "Serve the tap that this open descriptor is of, instead of making one; exit when it goes",
+    ),
     Opt::new(
         VM,
         Some('1'),
