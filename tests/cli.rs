@@ -542,6 +542,36 @@ fn an_open_descriptor_is_served_until_its_other_end_closes() {
     assert_eq!(passt.wait().expect("is ours").code(), Some(0));
 }
 
+/// What the vhost-user back-end at the other end of `stream` answers to a request for a number.
+fn vhost_user_asks(mut stream: &UnixStream, request: u32) -> u64 {
+    let [version, no_body] = [1_u32, 0];
+    stream.write_all([request, version, no_body].map(u32::to_ne_bytes).as_flattened()).expect("up");
+    let mut reply = [0; 20];
+    stream.read_exact(&mut reply).expect("answers");
+    u64::from_ne_bytes(*reply.last_chunk().expect("eight bytes"))
+}
+
+#[test]
+fn who_hands_over_a_socket_is_offered_no_channel_and_no_configuration() {
+    const GET_FEATURES: u32 = 1;
+    const GET_PROTOCOL_FEATURES: u32 = 15;
+    const BACKEND_REQ_AND_CONFIG: u64 = 1 << 5 | 1 << 9;
+    let folder = Folder::new();
+    let (ours, theirs) = UnixStream::pair().expect("sockets are there");
+    let mut given = with_descriptor(theirs.as_fd(), "-f --fd 9").spawn().expect("starts");
+    let path = folder.path("socket");
+    let line = format!("--vhost-user -q -1 -D none -s {path}");
+    prints(PASST, &line);
+    let met = UnixStream::connect(&path).expect("is in the background, hence ready");
+    for (stream, offered) in [(&ours, 0), (&met, BACKEND_REQ_AND_CONFIG)] {
+        vhost_user_asks(stream, GET_FEATURES);
+        let features = vhost_user_asks(stream, GET_PROTOCOL_FEATURES);
+        assert_eq!(features & BACKEND_REQ_AND_CONFIG, offered);
+    }
+    drop((ours, theirs));
+    assert_eq!(given.wait().expect("is ours").code(), Some(0));
+}
+
 #[test]
 fn a_descriptor_that_cannot_be_served_is_refused() {
     let folder = Folder::new();

@@ -46,7 +46,7 @@ pub(super) fn meet_on_rings(
     let (door, bound) = open_door(&config.socket, given)?;
     let link = match door {
         Door::Listener(l) => VhostLink::listen(l, config.one_off, epoll, settings),
-        Door::Connected(stream) => VhostLink::connected(stream, epoll, settings),
+        Door::Connected(stream) => VhostLink::connected(stream, epoll, settings.handed_over()),
     };
     let link = link.map_err(|e| Error::System("watch the socket", e))?;
     Ok(Met { link, bound, mac: None })

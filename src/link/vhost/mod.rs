@@ -40,7 +40,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use vhost::vhost_user::{BackendReqHandler, Error};
+use vhost::vhost_user::{BackendReqHandler, Error, VhostUserProtocolFeatures};
 
 /// [`Token::Link`] of the listener.
 const LISTENER: u32 = 0;
@@ -69,6 +69,22 @@ pub struct Settings {
     pub protocol_features: u64,
     /// The MTU to tell the driver; `None` tells none.
     pub mtu: Option<u16>,
+}
+
+impl Settings {
+    /// For a socket that the front-end has made and handed over, as QEMU does for `-netdev passt`.
+    ///
+    /// Without the channel for requests of ours, of which we make none: QEMU (10.1 to 11.1, at
+    /// least) closes its copy of our end of the socket twice, and when it has made the channel in
+    /// between, that is what it closes. Without CONFIG, which its network devices do not use but
+    /// warn of.
+    #[must_use]
+    pub const fn handed_over(mut self) -> Self {
+        let unwanted =
+            VhostUserProtocolFeatures::BACKEND_REQ.union(VhostUserProtocolFeatures::CONFIG);
+        self.protocol_features &= !unwanted.bits();
+        self
+    }
 }
 
 impl Default for Settings {
