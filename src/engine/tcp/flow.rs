@@ -161,6 +161,11 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
         }
     }
 
+    /// Whether the kernel has forgotten the connection.
+    pub(super) fn is_over<H: Host<Stream = S>>(&self, host: &mut H) -> bool {
+        !self.connecting && host.info(&self.stream).is_ok_and(|info| !info.established)
+    }
+
     /// The socket has failed. A guest's own kernel would still let it read what came before: so
     /// the reset waits until that is delivered, unless nothing more is to come or to be had.
     fn fail(&mut self) {

@@ -6,7 +6,7 @@ use crate::engine::Ctx;
 use crate::engine::counters::DropReason;
 use crate::engine::splice::Splices;
 use crate::flow::forward::{self, Arrival, Destination};
-use crate::flow::{Endpoint, FlowKey, Protocol, Side};
+use crate::flow::{Endpoint, FlowId, FlowKey, Protocol, Side};
 use crate::host::{Accepted, Connect, Host};
 use crate::link::Sink;
 use crate::time::Duration;
@@ -102,6 +102,9 @@ impl<S: std::fmt::Debug> Tcp<S> {
         stream: S,
         key: FlowKey,
     ) {
+        if let Some(old) = self.table.find(&key) {
+            self.end_if_over(ctx, old);
+        }
         if self.table.is_full() || self.table.find(&key).is_some() {
             ctx.host.reset(stream);
             return ctx.shared.drop(DropReason::TableFull);
@@ -110,6 +113,16 @@ impl<S: std::fmt::Debug> Tcp<S> {
         let conn = Conn::peer_opens(isn, &self.limits(ctx, &key), ctx.now);
         let flow = TcpFlow::new(conn, stream, Connect::Done);
         if let Some(id) = self.table.insert(key, flow) {
+            self.advance(ctx, id);
+        }
+    }
+
+    /// A peer has come again: if flow `id` is over as far as the kernel is concerned, and only we
+    /// have not been told yet or still have something for the guest, it ends here.
+    fn end_if_over<H: Host<Stream = S>, K: Sink>(&mut self, ctx: &mut Ctx<'_, H, K>, id: FlowId) {
+        let Some((_, flow)) = self.table.get_mut(id) else { return };
+        if flow.is_over(ctx.host) {
+            flow.conn.on_socket_error();
             self.advance(ctx, id);
         }
     }

@@ -12,6 +12,10 @@ use crate::wire::seq::{Mss, SeqNum, UnscaledWindow};
 /// Timeouts in a row after which a connection is given up: about 247 s.
 const RETRIES: u8 = 7;
 
+/// Window probes in a row without an answer after which it is, about 282 s: some virtual machines
+/// are asleep for long.
+const PROBES: u8 = 10;
+
 /// An idle guest is asked this often whether it still knows the connection.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
@@ -235,10 +239,10 @@ impl Conn {
     }
 
     /// The peek found the end of the peer's stream (0 bytes into room that was not empty): a FIN to
-    /// the guest follows the data.
+    /// the guest follows the data. Should the socket have lost what is in flight, both are reset.
     pub fn on_end_of_stream(&mut self) {
-        if self.is_established() {
-            self.send.on_end();
+        if self.is_established() && !self.send.on_end() {
+            self.on_socket_error();
         }
     }
 
@@ -361,7 +365,7 @@ impl Conn {
                 self.send.rewind();
                 self.rtt.on_retransmitted();
             }
-            Some(Alarm::Probe) if self.unanswered > RETRIES => self.on_socket_error(),
+            Some(Alarm::Probe) if self.unanswered > PROBES => self.on_socket_error(),
             Some(Alarm::Probe) => {
                 self.send.probe();
                 self.rearm(now);

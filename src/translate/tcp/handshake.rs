@@ -129,7 +129,12 @@ impl Conn {
     pub(super) fn offer_syn_sent(&mut self, segment: &Segment, now: Instant) -> Verdict {
         let acks_syn = segment.ack.map(|ack| self.send.acks_syn(ack));
         match (acks_syn, segment.flags.rst) {
-            (Some(false), rst) => Verdict { reject: !rst, ..Verdict::default() },
+            (Some(false), false) => {
+                // It is half open, or in TIME-WAIT. The reset ends that: then it takes our SYN.
+                self.due.syn |= self.challenge.allows(now);
+                Verdict { reject: true, ..Verdict::default() }
+            }
+            (Some(false), true) => Verdict::default(),
             (Some(true), true) => {
                 self.state = State::Closed(End::ByGuest);
                 Verdict::default()

@@ -271,9 +271,13 @@ impl SendWindow {
         self.probe_due = false;
     }
 
-    /// The stream ends behind all that was sent.
-    pub(super) fn on_end(&mut self) {
-        self.end.get_or_insert(self.nxt);
+    /// The stream ends at what is sent next; `false` if more than that was sent before.
+    pub(super) fn on_end(&mut self) -> bool {
+        let whole = self.nxt == self.max;
+        if whole {
+            self.end.get_or_insert(self.nxt);
+        }
+        whole
     }
 
     /// Whether the FIN is due: all before it is sent, and it fits the window or asks for one.

@@ -170,9 +170,11 @@ impl RecvWindow {
     }
 
     /// The step below which the edge does not move (receiver's silly window avoidance, RFC 9293
-    /// 3.8.6.2.2).
+    /// 3.8.6.2.2). With nothing staged there may be no event that tells of more room: then the
+    /// window opens by what there is.
     fn step(&self) -> u32 {
-        self.mss.min(self.cap / 2).max(1)
+        let most = if self.staged == 0 { self.target() } else { self.cap };
+        self.mss.min(most / 2).max(1)
     }
 
     /// Whether the window has opened so far that the guest should be told: at once when it was

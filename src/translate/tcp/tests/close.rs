@@ -59,6 +59,18 @@ fn the_guests_fin_may_acknowledge_ours() {
 }
 
 #[test]
+fn a_stream_that_ends_before_what_was_sent_of_it_resets_both() {
+    let mut s = Script::open();
+    s.peer(2000);
+    s.turn();
+    assert!(s.sleep(ms(1100)), "all is to be sent again");
+    // The socket has lost it: a FIN here would cut the stream and look well.
+    s.conn.on_end_of_stream();
+    s.expect(&[sent_rst(2000, 1)]);
+    assert!(s.conn.wants_reset());
+}
+
+#[test]
 fn a_fin_with_data_counts_behind_it() {
     let mut s = Script::open();
     s.offer(Segment { payload_len: 300, ..fin(1, 0) });

@@ -78,6 +78,31 @@ fn a_closed_window_opens_as_soon_as_there_is_room() {
 }
 
 #[test]
+fn a_little_room_opens_a_closed_window_if_no_event_will_tell_of_more() {
+    // Large segments, a full socket, nothing staged, and hardly any staging left for anyone.
+    let limits = Limits { mss: Mss(65_480), staging: 4096, ..limits() };
+    let now = Instant::ZERO + Duration::from_secs(1000);
+    let mut s = Script::new(Conn::guest_opens(&syn(), ISS, &limits, now));
+    s.conn.on_connected(s.now);
+    s.turn();
+    s.offer(data(0, 4096, 0));
+    assert_eq!((s.forwarded, s.staged), (4096, 0));
+    let room = Room { send_room: 0, staging_room: 4096, peer_window: Some(1 << 20), rtt: ms(100) };
+    s.conn.on_room(&room, s.now);
+    s.expect(&[sent_ack(0, 4096)]);
+    assert_eq!(s.window(), 4096);
+    // What then is staged will be drained, which is an event: crumbs of that are not told.
+    s.send_room = 0;
+    s.offer(data(4096, 4096, 0));
+    s.expect(&[sent_ack(0, 8192)]);
+    s.writable(100);
+    s.expect(&[]);
+    s.writable(4000);
+    s.expect(&[sent_ack(0, 8192)]);
+    assert_eq!(s.window(), 4096);
+}
+
+#[test]
 fn an_open_window_is_updated_in_large_steps() {
     let mut s = Script::open();
     s.send_room = 0;

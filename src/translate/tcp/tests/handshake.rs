@@ -168,7 +168,15 @@ fn a_half_open_guest_is_told_and_the_syn_goes_on() {
     let mut s = Script::peer_opens();
     s.turn();
     assert!(s.offer(ack(77, 77)).reject);
+    // Once the guest has taken the reset, it will take a SYN.
+    s.expect(&[Sent { flags: "S", seq: u32::MAX, ack: None, len: 0 }]);
     assert_eq!(s.offer(ack(0, 0)), Verdict::default(), "no SYN in it");
+    s.expect(&[]);
+    for _ in 0..100 {
+        assert!(s.offer(ack(77, 77)).reject);
+    }
+    assert_eq!(s.turn().len(), 1);
+    assert!(!s.offer(Segment { ack: Some(ISS), ..rst(0) }).reject);
     s.expect(&[]);
     s.offer(syn_ack());
     assert!(s.conn.is_established());

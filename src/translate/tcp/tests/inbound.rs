@@ -221,8 +221,17 @@ fn a_guest_that_answers_probes_is_never_given_up_and_a_silent_one_is() {
         }
     }
     assert!(s.conn.is_established());
-    s.pass(Duration::from_secs(600));
+    s.pass(Duration::from_secs(700));
     assert!(s.conn.wants_reset());
+}
+
+#[test]
+fn a_closed_window_is_waited_for_as_long_as_an_acknowledgement() {
+    let mut s = Script::established();
+    s.peer(10);
+    s.offer(Segment { window: UnscaledWindow(0), ..ack(0, 0) });
+    let sent = s.pass(Duration::from_secs(600));
+    assert_eq!(sent.last().map(|(at, sent)| (at / 1000, *sent)), Some((282, sent_rst(1, 0))));
 }
 
 #[test]
