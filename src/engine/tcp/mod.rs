@@ -307,6 +307,7 @@ impl<S: std::fmt::Debug> Tcp<S> {
         let Some((_, flow)) = self.table.get_mut(id) else { return };
         flow.booking.clear();
         flow.conn.on_deadline(ctx.now);
+        flow.forward(ctx, None::<&NoFrames>, &mut self.scratch, &mut self.budget);
         self.advance(ctx, id);
     }
 }

@@ -30,6 +30,14 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(180);
 /// Duplicate ACKs of one batch: what a guest needs to see a loss, and no more.
 const MOST_DUPLICATES: u8 = 3;
 
+/// A socket whose peer is so far away, or farther, is tried again before it says that it has room.
+/// The kernel says so when a third of the send buffer is free: on a long way that is much of what
+/// could be on it.
+const FAR_MICROS: u32 = 20_000;
+
+/// Into so many parts such a round-trip time is divided for that.
+const TRIES_PER_ROUND_TRIP: u32 = 8;
+
 /// So many accepted bytes make asking the kernel for room worth it before its time.
 const ROOM_AFTER_BYTES: u32 = 64 << 10;
 
@@ -49,6 +57,8 @@ pub struct Conn {
     /// When to look whether it was heard lately.
     look: Instant,
     room: RoomInfo,
+    /// When to see whether the socket takes more of what is staged; zero for never.
+    try_at: Instant,
     /// Window probes without any answer.
     pub(super) unanswered: u8,
     /// The guest uses the ports for another connection: nothing is said to it in this one's name.
@@ -155,6 +165,7 @@ impl Conn {
             heard: now,
             look: now,
             room: RoomInfo { asked: now, rtt_micros: 0, accepted: 0 },
+            try_at: Instant::ZERO,
             unanswered: 0,
             has_made_way: false,
             limits: Kept {
@@ -177,8 +188,15 @@ impl Conn {
     }
 
     /// The socket took `n` bytes: first out of the staging, then fresh and joined ones, in order.
-    pub fn on_forwarded(&mut self, n: usize, _now: Instant) {
+    pub fn on_forwarded(&mut self, n: usize, now: Instant) {
         let n = saturate(n);
+        if n > 0 {
+            // Bytes move. If none do until then, only the socket knows when they will.
+            let part = self.room.rtt_micros / TRIES_PER_ROUND_TRIP;
+            let far = self.room.rtt_micros >= FAR_MICROS;
+            self.try_at =
+                if far { now + Duration::from_micros(part.into()) } else { Instant::ZERO };
+        }
         self.recv.on_forwarded(n);
         self.room.accepted = self.room.accepted.saturating_add(n);
     }
@@ -347,13 +365,19 @@ impl Conn {
             State::Closed(_) => None,
             State::Connecting | State::SynAckSent | State::SynSent => self.timer.rings_at(),
             State::Established(_) => {
-                Some(self.timer.rings_at().map_or(self.look, |at| at.min(self.look)))
+                let tries = self.recv.staged() > 0 && self.try_at > Instant::ZERO;
+                let try_at = tries.then_some(self.try_at);
+                [self.timer.rings_at(), try_at].into_iter().flatten().chain([self.look]).min()
             }
         }
     }
 
-    /// Time has passed. Early and stale calls do nothing.
+    /// Time has passed: what is staged was sent before as far as the socket took it. Early and stale
+    /// calls do nothing.
     pub fn on_deadline(&mut self, now: Instant) {
+        if self.try_at <= now {
+            self.try_at = Instant::ZERO;
+        }
         if self.is_closed() {
             return;
         }

@@ -103,6 +103,27 @@ fn a_little_room_opens_a_closed_window_if_no_event_will_tell_of_more() {
 }
 
 #[test]
+fn a_far_socket_that_moves_is_tried_again_before_it_says_so() {
+    for (rtt, tries) in [(ms(10), 0), (ms(80), 5)] {
+        let mut s = Script::open();
+        let room = Room { send_room: 0, staging_room: STAGING, peer_window: None, rtt };
+        s.conn.on_room(&room, s.now);
+        s.send_room = 1000;
+        s.offer(data(1, 20_000, 0));
+        s.turn();
+        let mut tried = 0;
+        while s.sleep(ms(100)) && tried < 100 {
+            tried += 1;
+            // It has taken some each time, but for the last.
+            s.writable(if tried < 5 { 1000 } else { 0 });
+        }
+        assert_eq!(tried, tries);
+        s.writable(usize::MAX);
+        assert!(!s.sleep(ms(1000)), "nothing is left to try with");
+    }
+}
+
+#[test]
 fn an_open_window_is_updated_in_large_steps() {
     let mut s = Script::open();
     s.send_room = 0;
