@@ -1,10 +1,12 @@
 //! The engine between a guest with a TCP that is not ours (smoltcp) and sockets in memory, under a
-//! virtual clock and weather from a seed. Every byte is compared on both ends.
+//! virtual clock and weather from a seed. Every byte is compared on both ends. `SIM_TIMES=100` looks
+//! at a hundred times as many seeds.
 
 mod common;
 
 use common::sim::{Chance, Fate, Last, Load, OpenedBy, Report, Weather, World};
 use passt::time::Duration;
+use std::ops::Range;
 
 /// A load with all that chance can vary.
 fn some_load(chance: &mut Chance, most: usize) -> Load {
@@ -16,6 +18,12 @@ fn some_load(chance: &mut Chance, most: usize) -> Load {
         last: [Last::Guest, Last::Peer, Last::Nobody][chance.below(3)],
         fate: Fate::Well,
     }
+}
+
+/// So many seeds from `first` on, or more.
+fn seeds(first: u64, n: u64) -> Range<u64> {
+    let times = std::env::var("SIM_TIMES").map_or(1, |n| n.parse().expect("a number"));
+    first..first + n * times
 }
 
 #[track_caller]
@@ -78,7 +86,7 @@ fn whoever_closes_first_the_other_may_go_on() {
 #[test]
 fn nothing_is_sent_twice_on_a_lossless_link_however_tight() {
     let mut chance = Chance::new(5);
-    for seed in 100..300 {
+    for seed in seeds(100, 200) {
         let weather = Weather {
             ring: 1 + chance.below(40),
             sleep: Duration::from_millis(1 + chance.below(300) as u64),
@@ -112,7 +120,7 @@ fn a_ring_of_one_frame_is_enough() {
 #[test]
 fn every_byte_arrives_through_loss_reordering_and_duplication() {
     let mut chance = Chance::new(8);
-    for seed in 200..500 {
+    for seed in seeds(200, 300) {
         let weather = Weather {
             loss: chance.below(12) as u8,
             duplicate: chance.below(10) as u8,
@@ -149,10 +157,10 @@ fn a_seed_decides_everything() {
 #[test]
 fn a_guest_that_sleeps_for_longer_than_a_timeout_loses_nothing() {
     let mut chance = Chance::new(11);
-    for seed in 300..340 {
+    for seed in seeds(300, 40) {
         let weather = Weather {
             ring: 1 + chance.below(100),
-            sleep: Duration::from_secs(12),
+            sleep: Duration::from_secs(6),
             guest: 30_000,
             ..Weather::FAIR
         };
@@ -161,6 +169,28 @@ fn a_guest_that_sleeps_for_longer_than_a_timeout_loses_nothing() {
         // A segment for each timeout of a flow, not a window.
         let timeouts = 3 * (2 + report.time.as_secs());
         assert!(report.resent_to_guest <= timeouts, "{report:?}");
+    }
+}
+
+#[test]
+fn the_worst_of_everything_at_once_loses_no_byte() {
+    let mut chance = Chance::new(14);
+    for seed in seeds(500, 60) {
+        let weather = Weather {
+            loss: chance.below(15) as u8,
+            duplicate: chance.below(30) as u8,
+            reorder: chance.below(50) as u8,
+            ring: 1 + chance.below(3),
+            sleep: Duration::from_millis(1 + chance.below(5000) as u64),
+            short_write: chance.below(95) as u8,
+            socket: 500 + chance.below(3000),
+            guest: 2000 + chance.below(8000),
+            mtu: [1280, 1500, 65_520][chance.below(3)],
+            offload: chance.percent(50),
+        };
+        let loads: Vec<Load> =
+            (0..1 + chance.below(4)).map(|_| some_load(&mut chance, 5_000)).collect();
+        run(seed, weather, &loads);
     }
 }
 
@@ -174,7 +204,7 @@ fn refused_connections_are_reset() {
 #[test]
 fn whoever_resets_a_connection_the_other_is_told_and_others_go_on() {
     let mut chance = Chance::new(13);
-    for seed in 400..500 {
+    for seed in seeds(400, 100) {
         let weather = Weather {
             loss: if chance.percent(50) { 0 } else { chance.below(8) as u8 },
             ring: 1 + chance.below(40),

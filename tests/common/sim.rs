@@ -246,7 +246,11 @@ impl World {
         let start = self.now;
         for steps in 0..STEPS {
             self.step();
-            let wrong = self.peers.borrow().iter().any(Peer::was_reset_without_reason);
+            let wrong = self.peers.borrow().iter().any(|peer| {
+                // A guest whose last ACKs are lost forgets in the end: a reset answers our FIN then.
+                let at_the_end = self.weather.loss > 0 && peer.has_all() && self.guest.is_done();
+                peer.was_reset_without_reason() && !at_the_end
+            });
             assert!(!wrong, "a peer was reset: {}", self.describe());
             if self.is_done() {
                 return Report {

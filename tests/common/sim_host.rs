@@ -86,10 +86,15 @@ impl Peer {
     pub fn is_done(&self) -> bool {
         self.stage == Stage::Closed
             && match self.load.fate {
-                Fate::Well => self.got_fin && self.got == self.load.up,
+                Fate::Well => self.has_all(),
                 Fate::GuestResets(_) => self.was_reset,
                 Fate::Refused | Fate::PeerResets(_) => self.broken,
             }
+    }
+
+    /// Whether all that the guest has for it has come.
+    pub fn has_all(&self) -> bool {
+        self.got_fin && self.got == self.load.up
     }
 
     /// Whether it was reset though all was well.
