@@ -115,7 +115,7 @@ impl Namespace {
         run("ip", ["netns", "del", &self.name]);
     }
 
-    fn sysctl(&self, name: &str, value: &str) {
+    pub fn sysctl(&self, name: &str, value: &str) {
         // /proc/sys/net shows the namespace of the thread that opens it.
         let path = Path::new("/proc/sys").join(name);
         self.within(|| fs::write(&path, value))
