@@ -292,8 +292,8 @@ impl Host for ChaosHost {
     fn relisten(
         &mut self,
         _: &passt::flow::rules::Rules,
-    ) -> Result<passt::host::Changes, passt::host::Failure> {
-        Ok(passt::host::Changes::default())
+    ) -> Result<passt::host::Relisten, passt::host::Failure> {
+        Ok(passt::host::Relisten::Done(passt::host::Changes::default()))
     }
 
     fn scan(&mut self, _: &passt::flow::rules::Rules) -> passt::host::Scan {

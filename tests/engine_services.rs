@@ -273,7 +273,8 @@ fn a_guest_is_found_by_the_address_that_it_has_only_searched_for_duplicates_of()
 /// Looks at who listens until there are no more of them; the times between them, in milliseconds.
 fn looks(rig: &mut Rig, found: &[Scan]) -> Vec<u128> {
     rig.engine.host_mut().state().borrow_mut().scans.extend(found);
-    rig.engine.replace_rules(&rig.engine.rules().tables()).expect("nothing is bound");
+    rig.engine.replace_rules(&rig.engine.rules().tables());
+    rig.engine.go_on_replacing().expect("is done").expect("nothing is bound");
     let mut times = Vec::new();
     let left = |rig: &mut Rig| rig.engine.host_mut().state().borrow().scans.len();
     let mut before = left(rig);

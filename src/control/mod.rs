@@ -131,6 +131,8 @@ pub struct Server {
     epoll: Rc<Epoll>,
     policy: Policy,
     client: Option<Client>,
+    /// Tables are handed out: until they are settled, nobody else is served.
+    busy: bool,
     /// When to look at the listener again: somebody waits there.
     due: Option<Instant>,
 }
@@ -145,7 +147,7 @@ impl Server {
         // Edge-triggered: one that waits must not be reported for ever.
         let interest = Interest { readable: true, edge: true, ..Interest::default() };
         epoll.add(listener.as_fd(), Token::Runtime(LISTENER), interest)?;
-        Ok(Self { listener, epoll, policy, client: None, due: None })
+        Ok(Self { listener, epoll, policy, client: None, busy: false, due: None })
     }
 
     /// Whether events of `number` ([`Token::Runtime`]) are for [`Server::on_event`].
@@ -162,7 +164,7 @@ impl Server {
     /// wants to have instead: the outcome is waited for by [`Server::settle`].
     pub fn on_event(&mut self, number: u32, rules: &Rules, now: Instant) -> Option<Tables> {
         if number == CLIENT {
-            return self.serve(rules, now);
+            return if self.busy { None } else { self.serve(rules, now) };
         }
         match &self.client {
             None => self.admit(rules, now),
@@ -175,6 +177,10 @@ impl Server {
     /// Sends away a client that has had its time, or tries again to accept one.
     pub fn on_deadline(&mut self, rules: &Rules, now: Instant) {
         if self.due.is_none_or(|due| due > now) {
+            return;
+        }
+        if self.busy {
+            self.due = Some(now + PAUSE); // it is we who take so long
             return;
         }
         self.due = None;
@@ -192,6 +198,7 @@ impl Server {
 
     /// What became of the tables that were handed out. `rules` are those in force now.
     pub fn settle(&mut self, outcome: &Outcome, rules: &Rules, now: Instant) {
+        self.busy = false;
         match outcome {
             Ok(_) => limited!(now, Level::Info, "Forwarding rules replaced"),
             Err(why) => limited!(now, Level::Warn, "Forwarding rules kept as they were: {why}"),
@@ -211,7 +218,10 @@ impl Server {
                 return None;
             }
             News::Update(tables) => match self.policy.check(tables) {
-                Ok(tables) => return Some(tables),
+                Ok(tables) => {
+                    self.busy = true;
+                    return Some(tables);
+                }
                 Err(why) => self.settle(&Err(why), rules, now),
             },
             News::Malformed(why) => self.settle(&Err(format!("Bad update: {why}")), rules, now),

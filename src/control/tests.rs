@@ -14,6 +14,9 @@ struct Daemon {
     rules: Rules,
     /// What the next update is told instead of being taken.
     refusal: Option<String>,
+    /// Updates are taken, and settled later: the one that waits.
+    slow: bool,
+    wanted: Option<Tables>,
     now: Instant,
     path: PathBuf,
 }
@@ -43,7 +46,16 @@ impl Daemon {
         let epoll = Rc::new(Epoll::new().unwrap());
         let server = Server::new(listener, Rc::clone(&epoll), policy).unwrap();
         let now = Instant::from_nanos(1_000_000_000);
-        Self { server, epoll, rules: Rules::default(), refusal: None, now, path }
+        Self {
+            server,
+            epoll,
+            rules: Rules::default(),
+            refusal: None,
+            slow: false,
+            wanted: None,
+            now,
+            path,
+        }
     }
 
     /// A client, connected but not yet seen.
@@ -77,6 +89,11 @@ impl Daemon {
     }
 
     fn apply(&mut self, tables: &Tables) {
+        if self.slow {
+            assert!(self.wanted.is_none(), "one at a time");
+            self.wanted = Some(tables.clone());
+            return;
+        }
         let outcome = match self.refusal.take() {
             Some(why) => Err(why),
             None => {
@@ -366,4 +383,49 @@ fn what_comes_behind_an_update_is_not_looked_at() {
     daemon.run();
     assert_eq!(daemon.rules.tables().outside, [rule(22)]);
     assert!(received(&client).1);
+}
+
+#[test]
+fn while_an_update_takes_its_time_nobody_else_is_served_and_nobody_is_sent_away() {
+    let mut daemon = Daemon::new(policy(false));
+    daemon.slow = true;
+    let mut first = daemon.connect();
+    daemon.run();
+    greeting(&first);
+    first.write_all(&update(vec![rule(1)])).unwrap();
+    let mut second = daemon.connect();
+    daemon.run();
+    daemon.wait(PATIENCE * 3);
+    assert_eq!(received(&first), (Vec::new(), false), "no result yet");
+    assert_eq!(received(&second), (Vec::new(), false), "it waits");
+
+    let tables = daemon.wanted.take().unwrap();
+    daemon.slow = false;
+    daemon.apply(&tables);
+    daemon.run();
+    assert_eq!(result(&first), Ok(String::new()));
+    assert_eq!(greeting(&second)[0].rules, [rule(1)]);
+    second.write_all(&update(vec![])).unwrap();
+    daemon.run();
+    assert_eq!(result(&second), Ok(String::new()));
+}
+
+#[test]
+fn who_leaves_during_its_update_gets_it_all_the_same() {
+    let mut daemon = Daemon::new(policy(false));
+    daemon.slow = true;
+    let mut first = daemon.connect();
+    daemon.run();
+    first.write_all(&update(vec![rule(1)])).unwrap();
+    daemon.run();
+    drop(first);
+    let second = daemon.connect();
+    for token in [CLIENT, LISTENER, CLIENT] {
+        assert_eq!(daemon.server.on_event(token, &daemon.rules, daemon.now), None);
+    }
+    let tables = daemon.wanted.take().unwrap();
+    daemon.slow = false;
+    daemon.apply(&tables);
+    daemon.run();
+    assert_eq!(greeting(&second)[0].rules, [rule(1)]);
 }

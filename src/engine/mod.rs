@@ -31,7 +31,7 @@ use crate::flow::forward::{Arrival, Destination, Observed, Refusal, Splicing};
 use crate::flow::rules::{Rules, Tables};
 use crate::flow::table::FlowHasher;
 use crate::flow::{FlowId, FlowKey, Protocol};
-use crate::host::{Changes, Failure, Host};
+use crate::host::{Changes, Failure, Host, Relisten};
 use crate::link::{Refused, Sink, Slot, Source};
 use crate::service::Neighbours;
 use crate::time::{Duration, Instant};
@@ -210,6 +210,16 @@ pub struct Engine<H: Host> {
     announcer: surroundings::Announcer,
     starved: Booking,
     scans: scan::Pace,
+    replacing: Option<Replacing>,
+}
+
+/// How far a change of the rules has come.
+#[derive(Debug)]
+enum Replacing {
+    /// Those in force are still the old ones.
+    Begun(Rules),
+    /// The new ones are; the host tidies up.
+    InForce,
 }
 
 impl<H: Host> Engine<H> {
@@ -249,6 +259,7 @@ impl<H: Host> Engine<H> {
             announcer: surroundings::Announcer::default(),
             starved: Booking::new(),
             scans: scan::Pace::new(),
+            replacing: None,
         };
         engine.ra_timer.book(&mut engine.shared, now);
         engine.scans.restart(&mut engine.shared);
@@ -265,17 +276,49 @@ impl<H: Host> Engine<H> {
         &self.shared.settings.rules
     }
 
-    /// Forwards what `tables` say, and no longer what the rules in force say. Rules that both have
-    /// are left alone, and so are flows.
+    /// Begins to forward what `tables` say, and no longer what the rules in force say. Rules that
+    /// both have are left alone, and so are flows. It is [`Engine::go_on_replacing`] that does it.
+    pub fn replace_rules(&mut self, tables: &Tables) {
+        self.replacing = Some(Replacing::Begun(self.rules().followed_by(tables)));
+    }
+
+    /// Whether [`Engine::go_on_replacing`] has something to do.
+    pub const fn is_replacing(&self) -> bool {
+        self.replacing.is_some()
+    }
+
+    /// Takes a step towards new rules, and says what became of them after the last one.
     ///
     /// # Errors
     /// A port cannot be listened on: then everything is as it was.
-    pub fn replace_rules(&mut self, tables: &Tables) -> Result<Changes, Failure> {
-        let rules = self.shared.settings.rules.followed_by(tables);
-        let changes = self.host.relisten(&rules)?;
-        self.shared.settings.rules = rules;
-        self.scans.restart(&mut self.shared);
-        Ok(changes)
+    pub fn go_on_replacing(&mut self) -> Option<Result<Changes, Failure>> {
+        let rules = match self.replacing.as_ref()? {
+            Replacing::Begun(rules) => rules,
+            Replacing::InForce => &self.shared.settings.rules,
+        };
+        match self.host.relisten(rules) {
+            Ok(Relisten::More) => None,
+            Ok(Relisten::Bound) => {
+                self.put_in_force();
+                None
+            }
+            Ok(Relisten::Done(changes)) => {
+                self.put_in_force();
+                self.replacing = None;
+                self.scans.restart(&mut self.shared);
+                Some(Ok(changes))
+            }
+            Err(failure) => {
+                self.replacing = None;
+                Some(Err(failure))
+            }
+        }
+    }
+
+    fn put_in_force(&mut self) {
+        if let Some(Replacing::Begun(rules)) = self.replacing.replace(Replacing::InForce) {
+            self.shared.settings.rules = rules;
+        }
     }
 
     /// How often what was dropped.

@@ -1,6 +1,7 @@
 //! Listening sockets: what the forwarding rules ask for, and accepting without ever spinning.
 
 mod auto;
+mod change;
 mod place;
 mod replace;
 mod report;
@@ -8,6 +9,7 @@ mod report;
 mod tests;
 
 pub use auto::Lookout;
+pub(super) use change::Change;
 pub(super) use replace::most_listeners;
 pub use report::{Changes, Failure, Refused};
 
@@ -19,6 +21,7 @@ use crate::sys::socket;
 use crate::token::{Interest, Token};
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Connections that one call of accept looks at: those that are gone again, and those that are
@@ -106,7 +109,13 @@ impl Listeners {
 
     /// All of them, with their numbers.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &Listener)> {
-        (0u32..).zip(&self.slots).filter_map(|(index, slot)| {
+        self.slots(0..usize::MAX)
+    }
+
+    /// Those in these slots.
+    fn slots(&self, range: Range<usize>) -> impl Iterator<Item = (u32, &Listener)> {
+        let slots = (0u32..).zip(&self.slots).take(range.end).skip(range.start);
+        slots.filter_map(|(index, slot)| {
             Some((slot.generation << INDEX_BITS | index, slot.listener.as_ref()?))
         })
     }

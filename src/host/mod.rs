@@ -75,6 +75,18 @@ pub enum Scan {
     Changed,
 }
 
+/// How far a change of the rules has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Relisten {
+    /// The rules before are in force. To be called again, with the same rules, in the next turn.
+    More,
+    /// The rules can be had: from now on listeners name them, and they are in force. To be called
+    /// again.
+    Bound,
+    /// It is done.
+    Done(Changes),
+}
+
 /// The native side of the engine.
 pub trait Host {
     /// A TCP connection, closed on drop.
@@ -144,9 +156,10 @@ pub trait Host {
     /// The pending error of the socket, cleared by asking (SO_ERROR).
     fn take_error(&mut self, stream: &Self::Stream) -> Option<io::Error>;
 
-    /// Listens as `rules` say and no longer as the rules before said; sockets of rules that have
-    /// not changed stay open. A failure leaves all as it was.
-    fn relisten(&mut self, rules: &Rules) -> Result<Changes, Failure>;
+    /// Takes the next step to listen as `rules` say and no longer as the rules before said, until
+    /// that is done or has failed; sockets of rules that have not changed stay open. Each step is
+    /// short; between two of them everything else may go on. A failure leaves all as it was.
+    fn relisten(&mut self, rules: &Rules) -> Result<Relisten, Failure>;
 
     /// Looks, a step at a time, who listens on either side, and has the ports of rules that wait
     /// for that (`auto`) follow.

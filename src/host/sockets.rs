@@ -17,8 +17,8 @@ pub use stream::Stream;
 use self::datagram::Tables;
 use self::peek::Scratch;
 use self::splice::Interior;
-use super::listen::{self, Changes, Failure, Listeners, Lookout};
-use super::{Accepted, Batch, Connect, Host, Outbound, Scan, SocketError, StreamInfo};
+use super::listen::{self, Change, Failure, Listeners, Lookout};
+use super::{Accepted, Batch, Connect, Host, Outbound, Relisten, Scan, SocketError, StreamInfo};
 use crate::flow::rules::Rules;
 use crate::flow::{Endpoint, FlowId, Protocol, Side};
 use crate::span::{Span, SpanMut};
@@ -142,6 +142,8 @@ pub struct Sockets {
     pub(super) inside_devices: Option<bool>,
     /// Sees who listens on both sides, where that is wanted.
     pub(super) lookout: Option<Box<Lookout>>,
+    /// Rules that are being replaced.
+    pub(super) change: Option<Box<Change>>,
     /// A descriptor to give up when there are no others, so that a connection can be refused.
     pub(super) spare: Option<OwnedFd>,
     /// Listeners that are not watched because accepting would fail again at once.
@@ -174,6 +176,7 @@ impl Sockets {
             most_listeners: listen::most_listeners(),
             inside_devices: None,
             lookout: None,
+            change: None,
             spare,
             starved: Vec::new(),
             scratch: Scratch::default(),
@@ -208,8 +211,8 @@ impl Host for Sockets {
     type Datagram = Datagram;
     type Pipe = Pipe;
 
-    fn relisten(&mut self, rules: &Rules) -> Result<Changes, Failure> {
-        self.listen(rules)
+    fn relisten(&mut self, rules: &Rules) -> Result<Relisten, Failure> {
+        self.listen_on(rules)
     }
 
     fn scan(&mut self, rules: &Rules) -> Scan {

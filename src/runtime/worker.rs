@@ -134,7 +134,7 @@ impl<L: Link, H: Host> Worker<L, H> {
 
     /// How long the next wait may last.
     fn timeout(&self, now: Instant) -> Option<Duration> {
-        if self.frames_left || self.engine.has_ready() {
+        if self.frames_left || self.engine.has_ready() || self.engine.is_replacing() {
             return Some(Duration::ZERO);
         }
         let table = self.statistics.as_ref().and_then(|s| s.due());
@@ -225,14 +225,22 @@ impl<L: Link, H: Host> Worker<L, H> {
     fn on_control(&mut self, number: u32, now: Instant) {
         let Some(control) = &mut self.control else { return };
         let Some(tables) = control.on_event(number, self.engine.rules(), now) else { return };
-        let outcome = match self.engine.replace_rules(&tables) {
+        self.engine.replace_rules(&tables);
+    }
+
+    /// The next step towards new rules. The client is told when there are none left.
+    fn change_rules(&mut self, now: Instant) {
+        let Some(outcome) = self.engine.go_on_replacing() else { return };
+        let outcome = match outcome {
             Ok(changes) => {
                 changes.warnings.iter().for_each(|warning| log::warn!("{warning}"));
                 Ok(changes.warnings.join("\n"))
             }
             Err(failure) => Err(failure.to_string()),
         };
-        control.settle(&outcome, self.engine.rules(), now);
+        if let Some(control) = &mut self.control {
+            control.settle(&outcome, self.engine.rules(), now);
+        }
     }
 
     fn serve_link(&mut self, seen: &Seen, now: Instant) -> io::Result<()> {
@@ -279,9 +287,10 @@ impl<L: Link, H: Host> Worker<L, H> {
         Ok(())
     }
 
-    /// Those who are no part of the guest's network: clients of the control socket that take too
-    /// long, and readers of statistics.
+    /// Those who are no part of the guest's network: clients of the control socket that wait for
+    /// new rules or take too long, and readers of statistics.
     fn serve_others(&mut self, now: Instant) {
+        self.change_rules(now);
         if let Some(control) = &mut self.control {
             control.on_deadline(self.engine.rules(), now);
         }

@@ -418,8 +418,8 @@ impl Host for ScriptHost {
     fn relisten(
         &mut self,
         _: &passt::flow::rules::Rules,
-    ) -> Result<passt::host::Changes, passt::host::Failure> {
-        Ok(passt::host::Changes::default())
+    ) -> Result<passt::host::Relisten, passt::host::Failure> {
+        Ok(passt::host::Relisten::Done(passt::host::Changes::default()))
     }
 
     fn scan(&mut self, _: &passt::flow::rules::Rules) -> Scan {

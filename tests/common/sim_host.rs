@@ -486,8 +486,8 @@ impl Host for SimHost {
     fn relisten(
         &mut self,
         _: &passt::flow::rules::Rules,
-    ) -> Result<passt::host::Changes, passt::host::Failure> {
-        Ok(passt::host::Changes::default())
+    ) -> Result<passt::host::Relisten, passt::host::Failure> {
+        Ok(passt::host::Relisten::Done(passt::host::Changes::default()))
     }
 
     fn scan(&mut self, _: &passt::flow::rules::Rules) -> passt::host::Scan {

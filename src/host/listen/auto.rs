@@ -152,6 +152,9 @@ impl Sockets {
         if !rules.iter().any(|r| r.rule.auto) {
             return Scan::Off;
         }
+        if self.change.is_some() {
+            return Scan::Same; // they look when they are in force
+        }
         let Some(mut lookout) = self.lookout.take() else { return Scan::Off };
         let outcome = self.look(&mut lookout, rules);
         self.lookout = Some(lookout);
@@ -289,7 +292,7 @@ impl Sockets {
         round: &mut Round,
         place: &Place,
         number: usize,
-    ) -> io::Result<()> {
+    ) -> io::Result<bool> {
         if !round.places.contains_key(place) && self.listeners.len() >= self.most_listeners {
             return Err(io::Error::from_raw_os_error(libc::EMFILE));
         }

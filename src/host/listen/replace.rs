@@ -3,145 +3,54 @@
 //! closed, so that a failure leaves all as it was.
 
 use super::place::{Place, Spot};
-use super::report::{Changes, Failure, Refused};
+use super::report::Changes;
 use super::{Listener, MAX_LISTENERS};
-use crate::flow::rules::{InForce, Rules};
-use crate::flow::{Protocol, Side};
 use crate::host::sockets::Sockets;
 use crate::sys::socket::{self, IntOption};
 use crate::token::{Interest, Token};
 use nix::sys::resource::{Resource, getrlimit};
 use std::collections::{BTreeMap, HashSet};
 use std::io;
-use std::ops::Bound;
+use std::ops::{Bound, Range};
 use std::os::fd::AsFd as _;
 use std::rc::Rc;
 
 /// The listeners that there are while rules are replaced.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Round {
     /// By place: the listener, and the number of its new rule once one has claimed it.
     pub(super) places: BTreeMap<Place, (u32, Option<usize>)>,
     pub(super) opened: Vec<u32>,
+    /// What is opened is not watched yet.
+    pub(super) quiet: bool,
+    /// How many listeners no rule has claimed, once they are handed over.
+    pub(super) closed: usize,
     /// Rules that had listeners before.
-    old_rules: HashSet<usize>,
-    warnings: Vec<String>,
+    pub(super) old_rules: HashSet<usize>,
+    pub(super) warnings: Vec<String>,
     /// Best-effort ports for which there were no descriptors while the old ones were still open.
-    starved: Vec<(Place, usize)>,
-}
-
-/// What a best-effort rule could not do.
-#[derive(Default)]
-struct Failed {
-    ports: usize,
-    last: Option<Refused>,
-}
-
-impl Failed {
-    fn add(&mut self, refused: Refused) {
-        self.ports += 1;
-        self.last = Some(refused);
-    }
+    pub(super) starved: Vec<(Place, usize)>,
 }
 
 impl Sockets {
-    /// Listens as `rules` say and no longer as those before did; watches what is opened as
-    /// [`Token::Listener`]. Ports of best-effort rules that cannot be had cost a warning.
-    ///
-    /// # Errors
-    /// A port of a rule that is not best-effort, or the last one tried when of all best-effort
-    /// rules of a side and protocol no port at all could be bound; or there would be too many
-    /// sockets. Then everything is as it was.
-    pub fn listen(&mut self, rules: &Rules) -> Result<Changes, Failure> {
-        check_number(rules, self.most_listeners)?;
-        let mut round = self.round();
-        let outcome = self
-            .open_required(&mut round, rules)
-            .and_then(|()| self.open_best_effort(&mut round, rules));
-        if let Err(failure) = outcome {
-            round.opened.into_iter().for_each(|id| self.close_listener(id));
-            return Err(failure);
-        }
-        // Those that follow services stay where they still may; new ones come with the next look.
-        self.claim_services(&mut round, rules, 0);
-        Ok(self.conclude(round))
-    }
-
     /// All listeners, claimed by no rule.
     pub(super) fn round(&self) -> Round {
         let mut round = Round::default();
-        for (id, listener) in self.listeners.iter() {
-            round.places.insert(listener.place.clone(), (id, None));
-            round.old_rules.insert(listener.rule);
-        }
+        round.survey(self, 0..usize::MAX);
         round
     }
 
-    fn open_required(&mut self, round: &mut Round, rules: &Rules) -> Result<(), Failure> {
-        for entry in rules.iter().filter(|r| !r.rule.auto && !r.rule.weak) {
-            let spots = self.spots(entry.side, entry.rule);
-            for place in places(entry, &spots) {
-                let port = place.port;
-                self.claim(round, place, entry.number).map_err(|reason| {
-                    Failure::Port(Refused::new(entry.side, entry.rule, port, reason))
-                })?;
-            }
-        }
-        Ok(())
-    }
-
-    fn open_best_effort(&mut self, round: &mut Round, rules: &Rules) -> Result<(), Failure> {
-        for side in Side::BOTH {
-            for protocol in [Protocol::Tcp, Protocol::Udp] {
-                let (mut had, mut last) = (0usize, None);
-                let of = |r: &InForce<'_>| r.side == side && r.rule.protocol == protocol;
-                for entry in rules.iter().filter(|r| !r.rule.auto && r.rule.weak && of(r)) {
-                    let (claimed, failed) = self.claim_best_effort(round, entry);
-                    had = had.saturating_add(claimed);
-                    let Some(refused) = failed.last else { continue };
-                    if !round.old_rules.contains(&entry.number) {
-                        round.warnings.push(refused.summary(failed.ports));
-                    }
-                    last = Some(refused);
-                }
-                if let Some(refused) = last.filter(|_| had == 0) {
-                    return Err(Failure::Port(refused));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Opens what can be opened of one best-effort rule: how many sockets it has, and what failed.
-    fn claim_best_effort(&mut self, round: &mut Round, entry: InForce<'_>) -> (usize, Failed) {
-        let (mut claimed, mut failed) = (0, Failed::default());
-        let spots = self.spots(entry.side, entry.rule);
-        for place in places(entry, &spots) {
-            let port = place.port;
-            match self.claim(round, place.clone(), entry.number) {
-                Ok(()) => claimed += 1,
-                Err(reason) => {
-                    if is_starved(&reason) {
-                        round.starved.push((place, entry.number));
-                    }
-                    failed.add(Refused::new(entry.side, entry.rule, port, reason));
-                }
-            }
-        }
-        (claimed, failed)
-    }
-
-    /// Rule `number` shall have the listener at `place`, which is opened if there is none. Where
-    /// two rules want the same place, it belongs to the first.
+    /// Rule `number` shall have the listener at `place`, which is opened if there is none: then the
+    /// answer is `true`. Where two rules want the same place, it belongs to the first.
     pub(super) fn claim(
         &mut self,
         round: &mut Round,
         place: Place,
         number: usize,
-    ) -> io::Result<()> {
+    ) -> io::Result<bool> {
         if let Some((_, rule)) = round.places.get_mut(&place) {
             rule.get_or_insert(number);
-            return Ok(());
+            return Ok(false);
         }
         let opened = match self.open_place(&place, false) {
             Err(e) if e.raw_os_error() == Some(libc::EADDRINUSE) => {
@@ -152,12 +61,12 @@ impl Sockets {
         let listener = Listener {
             fd: opened.fd,
             v4: opened.v4,
-            watched: true,
+            watched: !round.quiet,
             rule: number,
             place: place.clone(),
         };
         let id = self.listeners.insert(listener).ok_or(io::ErrorKind::OutOfMemory)?;
-        let interest = Interest { readable: true, ..Interest::default() };
+        let interest = Interest { readable: !round.quiet, ..Interest::default() };
         let watched = self.listeners.get(id).map_or_else(
             || Err(io::ErrorKind::NotFound.into()),
             |listener| self.epoll.add(listener.fd(), Token::Listener(id), interest),
@@ -168,7 +77,7 @@ impl Sockets {
         }
         round.opened.push(id);
         round.places.insert(place, (id, Some(number)));
-        Ok(())
+        Ok(true)
     }
 
     /// Opens the socket for `place` beside those of ours that have the same port elsewhere: the
@@ -199,33 +108,10 @@ impl Sockets {
 
     /// Nothing can fail any more: what no rule has claimed is closed.
     pub(super) fn conclude(&mut self, mut round: Round) -> Changes {
-        let before = round.places.len().saturating_sub(round.opened.len());
-        let mut closed = 0;
-        for &(id, rule) in round.places.values() {
-            match rule {
-                None => {
-                    self.close_listener(id);
-                    closed += 1;
-                }
-                Some(number) => {
-                    if let Some(listener) = self.listeners.get_mut(id) {
-                        listener.rule = number;
-                    }
-                }
-            }
-        }
-        if closed > 0 {
-            for (place, number) in std::mem::take(&mut round.starved) {
-                // It was complained of already.
-                let _ = self.claim(&mut round, place, number);
-            }
-        }
-        Changes {
-            opened: round.opened.len(),
-            closed,
-            kept: before.saturating_sub(closed),
-            warnings: round.warnings,
-        }
+        let gone = round.hand_over(self);
+        round.closed = gone.len();
+        gone.into_iter().for_each(|id| self.close_listener(id));
+        round.changes()
     }
 
     pub(super) fn close_listener(&mut self, id: u32) {
@@ -238,6 +124,39 @@ impl Sockets {
 }
 
 impl Round {
+    /// Takes in the listeners in these slots, claimed by no rule; whether there are more behind.
+    pub(super) fn survey(&mut self, sockets: &Sockets, slots: Range<usize>) -> bool {
+        let end = slots.end;
+        for (id, listener) in sockets.listeners.slots(slots) {
+            self.places.insert(listener.place.clone(), (id, None));
+            self.old_rules.insert(listener.rule);
+        }
+        sockets.listeners.slots.len() > end
+    }
+
+    /// Listeners belong to the rules that have claimed them from now on; the others are returned.
+    pub(super) fn hand_over(&self, sockets: &mut Sockets) -> Vec<u32> {
+        let mut gone = Vec::new();
+        for &(id, rule) in self.places.values() {
+            match (rule, sockets.listeners.get_mut(id)) {
+                (Some(number), Some(listener)) => listener.rule = number,
+                _ => gone.push(id),
+            }
+        }
+        gone
+    }
+
+    /// What the round has changed.
+    pub(super) fn changes(&mut self) -> Changes {
+        let before = self.places.len().saturating_sub(self.opened.len());
+        Changes {
+            opened: self.opened.len(),
+            closed: self.closed,
+            kept: before.saturating_sub(self.closed),
+            warnings: std::mem::take(&mut self.warnings),
+        }
+    }
+
     /// Our listeners that have this port on the same side, wherever they are bound.
     fn of_port(&self, place: &Place) -> impl Iterator<Item = u32> {
         let from = Place { spot: Rc::new(Spot { addr: None, device: None }), ..place.clone() };
@@ -251,32 +170,12 @@ impl Round {
     }
 }
 
-/// All places of a rule.
-fn places<'a>(entry: InForce<'a>, spots: &'a [Rc<Spot>]) -> impl Iterator<Item = Place> + 'a {
-    let InForce { side, rule, .. } = entry;
-    (rule.first..=rule.last).flat_map(move |port| {
-        spots.iter().map(move |spot| Place {
-            side,
-            protocol: rule.protocol,
-            port,
-            spot: Rc::clone(spot),
-        })
-    })
-}
-
-/// Refuses rules that would leave no descriptors for flows.
-fn check_number(rules: &Rules, most: usize) -> Result<(), Failure> {
-    let fixed = rules.iter().filter(|r| !r.rule.auto);
-    let wanted = fixed.map(|r| usize::from(r.rule.last.saturating_sub(r.rule.first)) + 1).sum();
-    if wanted > most { Err(Failure::TooMany { wanted, most }) } else { Ok(()) }
-}
-
 /// Listeners may take three quarters of all descriptors, and flows have the rest.
 pub(in crate::host) fn most_listeners() -> usize {
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
     usize::try_from(limit / 4 * 3).unwrap_or(usize::MAX).min(MAX_LISTENERS)
 }
 
-fn is_starved(error: &io::Error) -> bool {
+pub(super) fn is_starved(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
 }

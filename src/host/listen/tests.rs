@@ -1,9 +1,10 @@
 use super::*;
 use crate::config::ports::Rule;
 use crate::flow::rules::{Rules, Tables};
-use crate::host::Host as _;
 use crate::host::sockets::{Features, Setup};
-use crate::sys::epoll::Epoll;
+use crate::host::{Host as _, Relisten};
+use crate::sys::epoll::{Epoll, Events};
+use crate::time::Duration;
 use std::io::{ErrorKind, Read as _};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::rc::Rc;
@@ -59,9 +60,35 @@ impl Forwarding {
 
     fn replace(&mut self, tables: &Tables) -> Result<Changes, Failure> {
         let rules = self.rules.followed_by(tables);
-        let changes = self.host.relisten(&rules)?;
-        self.rules = rules;
-        Ok(changes)
+        loop {
+            if let Some(changes) = self.step(&rules)? {
+                return Ok(changes);
+            }
+        }
+    }
+
+    /// One step towards `rules`; the changes once it was the last one.
+    fn step(&mut self, rules: &Rules) -> Result<Option<Changes>, Failure> {
+        let before = self.host.listeners.len();
+        let progress = self.host.relisten(rules);
+        let touched = self.host.listeners.len().abs_diff(before);
+        assert!(touched <= 130, "{touched} sockets in one step");
+        match progress? {
+            Relisten::More => Ok(None),
+            Relisten::Bound => {
+                self.rules = rules.clone();
+                Ok(None)
+            }
+            Relisten::Done(changes) => Ok(Some(changes)),
+        }
+    }
+
+    /// Whether the engine would hear of the connections that wait at this port.
+    fn is_reported(&self, port: u16) -> bool {
+        let mut events = Events::with_capacity(1024);
+        self.host.epoll.wait(&mut events, Some(Duration::ZERO)).unwrap();
+        let id = self.id(port);
+        events.iter().any(|(token, _)| matches!(token, Token::Listener(n) if Some(n) == id))
     }
 
     /// The listener of this port.
@@ -139,6 +166,81 @@ fn a_failure_leaves_everything_as_it_was_and_says_why() {
         TcpStream::connect(("127.0.0.1", port + 1)).unwrap_err();
         drop(taken);
         assert_eq!(counts(&f.replace(&outside(&new)).ok()?), (4, 2, 0));
+        Some(())
+    });
+}
+
+#[test]
+fn many_ports_are_opened_in_steps_and_the_old_ones_serve_until_all_are_there() {
+    with_ports(24_000, 640, |port| {
+        let mut f = Forwarding::new();
+        f.replace(&outside(&[rule("127.0.0.1", port)])).ok()?;
+        let old = f.id(port).unwrap();
+        let many = Rule { last: port + 600, ..rule("127.0.0.1", port + 1) };
+        let rules = f.rules.followed_by(&outside(std::slice::from_ref(&many)));
+        let _early = loop {
+            f.step(&rules).ok()?;
+            if let Some(_id) = f.id(port + 1) {
+                break TcpStream::connect(("127.0.0.1", port + 1)).unwrap();
+            }
+        };
+        let mut steps = 1;
+        while f.rules != rules {
+            assert!(!f.is_reported(port + 1), "its rule is not in force");
+            let _client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            assert!(f.is_reported(port), "the old rule is");
+            assert_eq!(f.host.accept(old).unwrap().rule, 0);
+            assert_eq!(f.step(&rules).ok()?, None);
+            steps += 1;
+        }
+        assert!(steps >= 5, "{steps}");
+        let changes = loop {
+            if let Some(changes) = f.step(&rules).unwrap() {
+                break changes;
+            }
+        };
+        assert_eq!(counts(&changes), (600, 1, 0));
+        assert!(f.is_reported(port + 1), "who came early is not forgotten");
+        assert_eq!(f.host.accept(f.id(port + 1).unwrap()).unwrap().rule, 1);
+        TcpStream::connect(("127.0.0.1", port)).unwrap_err();
+        // Going is done in steps as well: each is checked.
+        assert_eq!(counts(&f.replace(&Tables::default()).unwrap()), (0, 600, 0));
+        Some(())
+    });
+}
+
+#[test]
+fn many_ports_of_which_the_last_cannot_be_had_are_closed_again_in_steps() {
+    with_ports(26_000, 640, |port| {
+        let _taken = TcpListener::bind(("127.0.0.1", port + 600)).ok()?;
+        let mut f = Forwarding::new();
+        f.replace(&outside(&[rule("127.0.0.1", port)])).ok()?;
+        let before = f.rules.clone();
+        let many = Rule { last: port + 600, ..rule("127.0.0.1", port + 1) };
+        let failure = f.replace(&outside(&[many])).unwrap_err().to_string();
+        assert!(
+            failure.contains(&format!("127.0.0.1/{}: Address already", port + 600)),
+            "{failure}"
+        );
+        assert_eq!((f.host.listeners.len(), &f.rules), (1, &before));
+        let _client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        assert!(f.is_reported(port));
+        assert_eq!(counts(&f.replace(&outside(&[rule("127.0.0.1", port)])).ok()?), (0, 0, 1));
+        Some(())
+    });
+}
+
+#[test]
+fn nobody_looks_for_services_while_the_rules_change() {
+    with_ports(28_000, 640, |port| {
+        let mut f = Forwarding::new();
+        let many = Rule { last: port + 600, ..rule("127.0.0.1", port) };
+        let auto = Rule { auto: true, ..udp("127.0.0.1", port) };
+        let rules = f.rules.followed_by(&outside(&[many, auto]));
+        assert_eq!(f.step(&rules).ok()?, None);
+        assert_eq!(f.host.scan(&rules), crate::host::Scan::Same);
+        while f.step(&rules).ok()?.is_none() {}
+        assert_eq!(f.host.scan(&rules), crate::host::Scan::Off, "this host has no lookout");
         Some(())
     });
 }

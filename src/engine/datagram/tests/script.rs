@@ -204,8 +204,8 @@ impl Host for Native {
     fn relisten(
         &mut self,
         _: &crate::flow::rules::Rules,
-    ) -> Result<crate::host::Changes, crate::host::Failure> {
-        Ok(crate::host::Changes::default())
+    ) -> Result<crate::host::Relisten, crate::host::Failure> {
+        Ok(crate::host::Relisten::Done(crate::host::Changes::default()))
     }
 
     fn scan(&mut self, _: &crate::flow::rules::Rules) -> crate::host::Scan {
