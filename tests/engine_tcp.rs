@@ -289,7 +289,7 @@ fn connections_that_no_rule_takes_or_that_are_there_already_are_reset() {
 #[test]
 fn a_peer_that_starts_anew_replaces_its_connection_that_is_over() {
     let mut rig = Rig::new();
-    let mut old = accept(&mut rig, 5000);
+    accept(&mut rig, 5000);
     rig.peer_sends(0, &pattern(200_000));
     rig.sock(0).info.established = false;
     let frames = knock(&mut rig, peer(7, 5000), 0);
@@ -298,7 +298,7 @@ fn a_peer_that_starts_anew_replaces_its_connection_that_is_over() {
     assert!(rig.sock(0).reset && !rig.sock(1).closed);
     assert_eq!(rig.engine.tcp_flows(), 1);
     // One that the guest opens to there, and that connects still, is not over.
-    old = End::new((GUEST_V4, GUEST_PORT), (peer(7, 5001).addr, 5001));
+    let mut old = End::new((GUEST_V4, GUEST_PORT), (peer(7, 5001).addr, 5001));
     rig.engine.host_mut().state().borrow_mut().connects.push_back(Ok(Connect::InProgress));
     let syn = old.syn();
     rig.send(syn);

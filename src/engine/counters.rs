@@ -46,6 +46,8 @@ reasons! {
     ProtocolDisabled => "protocol disabled",
     /// No more flows can be kept.
     TableFull => "flow table full",
+    /// What nobody had answered, when there was no room for a new flow of datagrams.
+    MadeWay => "unanswered flow made way",
     /// The host refused a socket.
     NoSocket => "no socket",
     /// Address translation has no target.

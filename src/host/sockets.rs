@@ -25,10 +25,11 @@ use crate::span::{Span, SpanMut};
 use crate::sys::epoll::Epoll;
 use crate::sys::socket::{self, Family, IntOption, Kind};
 use crate::token::{Interest, Token};
+use nix::sys::resource::{Resource, getrlimit};
 use std::ffi::CString;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 
 /// Bytes that a busy stream may receive ahead; the kernel allows half of tcp_rmem's maximum.
@@ -138,6 +139,8 @@ pub struct Sockets {
     pub(super) listeners: Listeners,
     /// As the limit of open files was when we began.
     pub(super) most_listeners: usize,
+    /// Descriptors from this one on are not for datagrams.
+    reserved: RawFd,
     /// Whether sockets inside can be bound to an interface, once that is known.
     pub(super) inside_devices: Option<bool>,
     /// Sees who listens on both sides, where that is wanted.
@@ -174,6 +177,7 @@ impl Sockets {
             features,
             listeners: Listeners::default(),
             most_listeners: listen::most_listeners(),
+            reserved: first_reserved(),
             inside_devices: None,
             lookout: None,
             change: None,
@@ -195,6 +199,22 @@ impl Sockets {
     const fn can_peek_at_offset(&self, v4: bool) -> bool {
         if v4 { self.features.peek_offset_v4 } else { self.features.peek_offset_v6 }
     }
+}
+
+/// The descriptors that exchanges of datagrams leave to connections: they come by the thousand
+/// when a guest looks for open ports.
+fn first_reserved() -> RawFd {
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+    RawFd::try_from(limit - (limit / 8).min(1024)).unwrap_or(RawFd::MAX)
+}
+
+/// Refuses a socket whose descriptor is reserved: the kernel gives the lowest that is free, so
+/// nearly all are in use.
+fn leave_some(socket: &impl AsFd, reserved: RawFd) -> io::Result<()> {
+    if socket.as_fd().as_raw_fd() >= reserved {
+        return Err(io::Error::from_raw_os_error(libc::EMFILE));
+    }
+    Ok(())
 }
 
 const fn family(of: Endpoint) -> Family {
@@ -341,7 +361,9 @@ impl Host for Sockets {
         remote: Endpoint,
         token: Token,
     ) -> io::Result<(Datagram, Endpoint)> {
+        let reserved = self.reserved;
         let (socket, setup) = self.open(side, family(remote), Kind::Datagram)?;
+        leave_some(&socket, reserved)?;
         let (mut datagram, ours) = Datagram::connect(socket, setup, local, remote, token)?;
         datagram.watch(&self.epoll, true)?;
         Ok((datagram, ours))
@@ -357,7 +379,9 @@ impl Host for Sockets {
                  net.ipv4.ping_group_range"
             );
         }
-        opened
+        let opened = opened?;
+        leave_some(&opened, self.reserved)?;
+        Ok(opened)
     }
 
     fn send_messages(

@@ -62,6 +62,11 @@ impl Lifetime {
         self.last = now;
     }
 
+    /// Whether nothing has come back yet.
+    pub const fn is_unanswered(&self) -> bool {
+        self.answered == 0
+    }
+
     /// When the flow ends, if nothing more comes.
     pub fn deadline(&self, timeouts: &Timeouts) -> Instant {
         let stream = self.answered > 0 && (self.sent >= 2 || self.answered >= 2);

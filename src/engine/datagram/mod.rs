@@ -7,6 +7,7 @@
 mod frame;
 mod receive;
 mod report;
+mod room;
 mod send;
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ const MAX_SEGMENTS: usize = 128;
 #[derive(Debug)]
 pub(crate) struct Datagrams<D> {
     table: Table<Flow<D>>,
+    unanswered: room::Unanswered,
     /// Flows that this batch of frames has touched, in order.
     touched: Vec<FlowId>,
     /// Payload of this batch, in order of arrival.
@@ -90,6 +92,7 @@ impl<D: std::fmt::Debug> Datagrams<D> {
     pub(crate) fn new(capacity: usize, hasher: FlowHasher) -> Self {
         Self {
             table: Table::new(capacity, hasher),
+            unanswered: room::Unanswered::default(),
             touched: Vec::new(),
             pieces: Vec::new(),
             scratch: Scratch::default(),
@@ -194,15 +197,14 @@ impl<D: std::fmt::Debug> Datagrams<D> {
         let target =
             forward::outbound(&settings.view, &settings.translation, key.protocol, key.remote)
                 .map_err(|_| DropReason::NoTarget)?;
-        let id = self.table.next_id().ok_or(DropReason::TableFull)?;
-        let opened = match key.protocol {
+        let opened = self.open_with_room(ctx, |ctx, id| match key.protocol {
             Protocol::Echo => ctx.host.open_echo(target.addr, key.guest.port, id),
             _ => {
                 let local = Endpoint::new(unspecified(target.addr), key.guest.port);
                 let opened = ctx.host.open_udp(Side::Outside, local, target, Token::Datagram(id));
                 opened.map(|(socket, _)| socket)
             }
-        };
+        })?;
         let socket = opened.map_err(|error| {
             report::refuse(ctx, &key, &error, quoted);
             DropReason::NoSocket
@@ -231,6 +233,7 @@ impl<D: std::fmt::Debug> Datagrams<D> {
             fruitless: 0,
         };
         let id = self.table.insert(key, flow).ok_or(DropReason::TableFull)?;
+        self.unanswered.add(id, &self.table);
         self.book(ctx, id);
         Ok(id)
     }

@@ -204,8 +204,9 @@ impl<D: std::fmt::Debug> Datagrams<D> {
         let id = match self.table.find(&key) {
             Some(id) => id,
             None => {
-                let next = self.table.next_id().ok_or(DropReason::TableFull)?;
-                let opened = ctx.host.open_udp(Side::Outside, to, from, Token::Datagram(next));
+                let opened = self.open_with_room(ctx, |ctx, id| {
+                    ctx.host.open_udp(Side::Outside, to, from, Token::Datagram(id))
+                })?;
                 let (socket, _) = opened.map_err(|_| DropReason::NoSocket)?;
                 self.insert(ctx, key, socket, from, false)?
             }

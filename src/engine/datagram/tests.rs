@@ -378,6 +378,10 @@ fn too_many_flows_or_too_few_descriptors_cost_datagrams_only() {
     let mut net = Net::new(1500);
     for port in 1..=6 {
         net.frame(datagram(end(V4.0, port), end(V4.1, 9), b"?"));
+        if port <= 4 {
+            net.arrive(usize::from(port) - 1, b"!");
+            assert_eq!(net.received().udp().2, b"!");
+        }
     }
     assert_eq!(net.engine.datagram_flows(), 4);
     assert_eq!(net.engine.drops().get(DropReason::TableFull), 2);
@@ -388,6 +392,49 @@ fn too_many_flows_or_too_few_descriptors_cost_datagrams_only() {
     assert_eq!(net.engine.drops().get(DropReason::NoSocket), 2);
     assert_eq!(net.engine.datagram_flows(), 0);
     net.nothing_more();
+}
+
+#[test]
+fn the_oldest_flow_that_nobody_answers_makes_way_for_a_new_one() {
+    let mut net = Net::new(1500);
+    let ask = |net: &mut Net, port| net.frame(datagram(end(V4.0, port), end(V4.1, 9), b"?"));
+    for port in 1..=4 {
+        ask(&mut net, port);
+    }
+    net.arrive(0, b"!");
+    assert_eq!(net.received().udp().2, b"!");
+    ask(&mut net, 5);
+    ask(&mut net, 6);
+    assert_eq!(net.engine.datagram_flows(), 4);
+    assert_eq!(net.engine.drops().get(DropReason::MadeWay), 2);
+    // What comes for those that are gone goes nowhere; the others live.
+    net.arrive(1, b"late");
+    net.arrive(2, b"late");
+    net.nothing_more();
+    for index in [0, 3, 4, 5] {
+        net.arrive(index, b"!!");
+        assert_eq!(net.received().udp().2, b"!!");
+    }
+    ask(&mut net, 7);
+    assert_eq!(net.engine.drops().get(DropReason::TableFull), 1, "all are answered now");
+    // So it is when strangers knock.
+    let mut net = Net::new(1500);
+    net.frame(outgoing(V4, b"?"));
+    for port in 1..=4 {
+        net.knock(end("198.51.100.8", port), end("192.0.2.10", 8003), b"?");
+        net.listener_event();
+        assert_eq!(net.received().udp().2, b"?");
+    }
+    assert_eq!(net.engine.drops().get(DropReason::MadeWay), 1);
+}
+
+#[test]
+fn flows_of_one_batch_do_not_make_way_for_each_other() {
+    let mut net = Net::new(1500);
+    let frame = |port| (datagram(end(V4.0, port), end(V4.1, 9), b"?"), Offload::default());
+    net.frames(&(1..=6).map(frame).collect::<Vec<_>>());
+    assert_eq!(net.engine.drops().get(DropReason::TableFull), 2);
+    assert!(net.host().sockets.iter().all(|socket| socket.sent.len() == 1));
 }
 
 #[test]

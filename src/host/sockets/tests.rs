@@ -438,6 +438,26 @@ fn more_ports_than_descriptors_are_refused_before_any_is_opened() {
 }
 
 #[test]
+fn exchanges_of_datagrams_leave_descriptors_to_connections() {
+    if !in_a_child("exchanges_of_datagrams_leave_descriptors_to_connections") {
+        return;
+    }
+    use nix::sys::resource::{Resource, setrlimit};
+    setrlimit(Resource::RLIMIT_NOFILE, 160, 160).unwrap();
+    let mut host = sockets(WITHOUT);
+    let any = Endpoint::new(Ipv4Addr::UNSPECIFIED.into(), 0);
+    let to = Endpoint::new(Ipv4Addr::LOCALHOST.into(), 9);
+    let mut open = |_| host.open_udp(Side::Outside, any, to, Token::Datagram(FLOW));
+    let opened: Vec<_> = (0..200).map(&mut open).collect();
+    let failed = opened.iter().find_map(|opened| opened.as_ref().err()).unwrap();
+    assert_eq!(failed.raw_os_error(), Some(libc::EMFILE));
+    let udp = opened.iter().filter(|opened| opened.is_ok()).count();
+    let connected = |_| host.connect(Side::Outside, to, Token::Tcp(FLOW), CONNECTING).ok();
+    let tcp = (0..200).map_while(connected).collect::<Vec<_>>().len();
+    assert_eq!(tcp, 20, "an eighth, and {udp} of the others");
+}
+
+#[test]
 fn accepting_without_descriptors_resets_the_connection_and_never_spins() {
     if !in_a_child("accepting_without_descriptors_resets_the_connection_and_never_spins") {
         return;
