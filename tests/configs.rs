@@ -341,6 +341,35 @@ fn apparmor_understands_the_profiles() {
     }
 }
 
+/// They compile against the reference policy, types and interfaces and all; whether they are enforced
+/// depends on the kernel.
+#[test]
+fn selinux_understands_the_policy() {
+    const MAKEFILE: &str = "/usr/share/selinux/devel/Makefile";
+    assert!(Path::new(MAKEFILE).exists(), "this test needs the package selinux-policy-dev");
+    need("make", "make");
+    need("gawk", "gawk");
+    need("m4", "m4");
+    need("checkmodule", "checkpolicy");
+    need("semodule_package", "semodule-utils");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/selinux");
+    let build = TempDir::new();
+    for module in ["passt", "pasta", "pesto"] {
+        for kind in ["te", "if", "fc"] {
+            let name = format!("{module}.{kind}");
+            fs::copy(folder.join(&name), build.join(&name)).expect("is there");
+        }
+    }
+    let mut make = Command::new("make");
+    make.args(["NAME=default", "-f", MAKEFILE]).current_dir(build.join("."));
+    let said = make.output().expect("make runs");
+    let text = String::from_utf8_lossy(&said.stdout) + String::from_utf8_lossy(&said.stderr);
+    assert!(said.status.success() && !text.contains("deprecated"), "{text}");
+    for module in ["passt.pp", "pasta.pp", "pesto.pp"] {
+        assert!(build.join(module).exists(), "{module}: {text}");
+    }
+}
+
 /// A fresh machine has nothing that the test command does not install.
 #[test]
 fn the_test_command_installs_every_package_that_a_test_needs() {
