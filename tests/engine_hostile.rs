@@ -1,6 +1,6 @@
 //! The engine between a guest that sends anything and a host of which any call may fail: millions
-//! of frames from seeds. Nothing panics, nothing spins, nothing grows without bound, and when all
-//! is over nothing is left.
+//! of frames from seeds, and as much from socket to socket. Nothing panics, nothing spins, nothing
+//! grows without bound, and when all is over nothing is left.
 
 mod common;
 
@@ -10,6 +10,7 @@ use common::script_link::ScriptLink;
 use common::sim::Chance;
 use passt::engine::counters::DropReason;
 use passt::engine::{Engine, Settings};
+use passt::flow::forward::Splicing;
 use passt::flow::{Endpoint, FlowId, Protocol, Side};
 use passt::host::{
     Accepted, Batch, Connect, Host, IcmpCause, Message, Outbound, SocketError, StreamInfo,
@@ -23,10 +24,19 @@ use passt::token::{Interest, Readiness, Token};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
 
 const MAX_FLOWS: usize = 40;
+
+/// Listeners of both protocols on both sides, and one that is gone.
+const LISTENERS: [Option<(Protocol, Side)>; 5] = [
+    Some((Protocol::Tcp, Side::Outside)),
+    Some((Protocol::Udp, Side::Outside)),
+    None,
+    Some((Protocol::Tcp, Side::Inside)),
+    Some((Protocol::Udp, Side::Inside)),
+];
 
 /// What is known of a socket: enough to hold the engine to the rules of [`Host`].
 #[derive(Debug, Default)]
@@ -46,6 +56,12 @@ struct Shared {
     trouble: u8,
     /// Bytes of TCP from the guest and to it.
     carried: (usize, usize),
+    /// Bytes of spliced connections that have gone through pipes.
+    spliced: usize,
+    /// Messages that went out on sockets of spliced exchanges.
+    relayed: usize,
+    /// Pipes that are in the engine's hands.
+    pipes: usize,
 }
 
 #[derive(Debug)]
@@ -59,6 +75,19 @@ impl Drop for Handle {
         let mut shared = self.shared.borrow_mut();
         shared.streams.remove(&self.name);
         shared.datagrams.remove(&self.name);
+    }
+}
+
+/// A pipe: so many bytes are in it.
+#[derive(Debug)]
+struct Pipe {
+    shared: Rc<RefCell<Shared>>,
+    len: usize,
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        self.shared.borrow_mut().pipes -= 1;
     }
 }
 
@@ -105,6 +134,21 @@ impl Shared {
         Endpoint::new(addr, self.chance.below(5) as u16)
     }
 
+    /// Who knocks, and where: between loopback addresses, or not.
+    fn arrival(&mut self) -> (Endpoint, Endpoint) {
+        let peer = self.some_endpoint();
+        let (lo, local) = if peer.is_ipv4() {
+            (IpAddr::V4(Ipv4Addr::LOCALHOST), GUEST_V4)
+        } else {
+            (IpAddr::V6(Ipv6Addr::LOCALHOST), GUEST_V6)
+        };
+        if self.chance.percent(40) {
+            (Endpoint::new(lo, peer.port), Endpoint::new(lo, HOST_PORT))
+        } else {
+            (peer, Endpoint::new(local, HOST_PORT))
+        }
+    }
+
     fn fill(&mut self, batch: &mut Batch) -> io::Result<usize> {
         batch.messages.clear();
         self.trouble()?;
@@ -116,11 +160,7 @@ impl Shared {
             let most = [1, 100, 2000, Batch::STRIDE][self.chance.below(4)];
             let len = self.chance.below(most + 1);
             let segment = self.chance.percent(20).then(|| self.chance.below(3000) as u16);
-            let from = self.chance.percent(40).then(|| self.some_endpoint());
-            let to = from.map(|from| {
-                let local = if from.is_ipv4() { GUEST_V4 } else { GUEST_V6 };
-                Endpoint::new(local, HOST_PORT)
-            });
+            let (from, to) = self.chance.percent(40).then(|| self.arrival()).unzip();
             batch.messages.push(Message { len, segment, from, to });
         }
         Ok(count)
@@ -154,7 +194,7 @@ impl ChaosHost {
 impl Host for ChaosHost {
     type Stream = Handle;
     type Datagram = Handle;
-    type Pipe = ();
+    type Pipe = Pipe;
 
     fn connect(
         &mut self,
@@ -179,11 +219,9 @@ impl Host for ChaosHost {
         if shared.chance.percent(70) {
             return Err(ErrorKind::WouldBlock.into());
         }
-        let peer = shared.some_endpoint();
+        let (peer, local) = shared.arrival();
         let rule = shared.chance.below(3);
         drop(shared);
-        let local = if peer.is_ipv4() { GUEST_V4 } else { GUEST_V6 };
-        let local = Endpoint::new(local, HOST_PORT);
         Ok(Accepted { stream: self.stream(None), peer, local, rule })
     }
 
@@ -301,11 +339,11 @@ impl Host for ChaosHost {
     }
 
     fn listener_protocol(&self, listener: u32) -> Option<Protocol> {
-        [Some(Protocol::Tcp), Some(Protocol::Udp), None][listener.min(2) as usize]
+        LISTENERS[listener as usize].map(|(protocol, _)| protocol)
     }
 
-    fn listener_side(&self, _: u32) -> Side {
-        Side::Outside
+    fn listener_side(&self, listener: u32) -> Side {
+        LISTENERS[listener as usize].map_or(Side::Outside, |(_, side)| side)
     }
 
     fn open_udp(
@@ -324,7 +362,7 @@ impl Host for ChaosHost {
 
     fn send_messages(
         &mut self,
-        _socket: &mut Handle,
+        socket: &mut Handle,
         messages: &[Outbound],
         spans: &[Span<'_>],
         _ttl: u8,
@@ -333,11 +371,15 @@ impl Host for ChaosHost {
         assert_eq!(messages.iter().map(|m| m.spans).sum::<usize>(), spans.len());
         let shared = &mut *self.0.borrow_mut();
         shared.trouble()?;
-        match shared.chance.below(5) {
-            0 => Err(ErrorKind::WouldBlock.into()),
-            1 => Ok(shared.chance.below(messages.len() + 1)),
-            _ => Ok(messages.len()),
+        let taken = match shared.chance.below(5) {
+            0 => return Err(ErrorKind::WouldBlock.into()),
+            1 => shared.chance.below(messages.len() + 1),
+            _ => messages.len(),
+        };
+        if matches!(shared.datagrams.get(&socket.name), Some(Token::Relay(..))) {
+            shared.relayed += taken;
         }
+        Ok(taken)
     }
 
     fn receive_messages(
@@ -372,18 +414,47 @@ impl Host for ChaosHost {
         Some(SocketError { errno, icmp, quoted })
     }
 
-    fn pipe(&mut self) -> io::Result<()> {
-        Err(ErrorKind::Unsupported.into())
+    fn pipe(&mut self) -> io::Result<Pipe> {
+        let shared = &mut *self.0.borrow_mut();
+        shared.trouble()?;
+        shared.pipes += 1;
+        Ok(Pipe { shared: Rc::clone(&self.0), len: 0 })
     }
 
-    fn give_back(&mut self, (): ()) {}
-
-    fn fill(&mut self, (): &mut (), _: &mut Handle, _: usize) -> io::Result<usize> {
-        Err(ErrorKind::Unsupported.into())
+    fn give_back(&mut self, pipe: Pipe) {
+        assert_eq!(pipe.len, 0, "the next one would get what is in it");
     }
 
-    fn drain(&mut self, (): &mut (), _: &mut Handle, _: usize) -> io::Result<usize> {
-        Err(ErrorKind::Unsupported.into())
+    fn fill(&mut self, pipe: &mut Pipe, from: &mut Handle, max: usize) -> io::Result<usize> {
+        assert!(max > 0 && pipe.len == 0, "there may be no room");
+        self.0.borrow_mut().trouble()?;
+        pipe.len = self.with(from, |chance, known| match known.incoming.min(max) {
+            0 if known.fin => Ok(0),
+            0 => Err(io::Error::from(ErrorKind::WouldBlock)),
+            n => {
+                let n = if chance.percent(20) { 1 + chance.below(n) } else { n };
+                known.incoming -= n;
+                Ok(n)
+            }
+        })?;
+        Ok(pipe.len)
+    }
+
+    fn drain(&mut self, pipe: &mut Pipe, to: &mut Handle, n: usize) -> io::Result<usize> {
+        assert_eq!(n, pipe.len, "it would wait for more, or forget some");
+        assert!(n > 0, "nothing to drain");
+        self.0.borrow_mut().trouble()?;
+        let moved = self.with(to, |chance, known| {
+            assert!(!known.shut, "bytes behind the FIN");
+            match chance.below(4) {
+                0 => Err(io::Error::from(ErrorKind::WouldBlock)),
+                1 => Ok(1 + chance.below(n)),
+                _ => Ok(n),
+            }
+        })?;
+        pipe.len -= moved;
+        self.0.borrow_mut().spliced += moved;
+        Ok(moved)
     }
 }
 
@@ -624,8 +695,12 @@ impl World {
             next: 0,
             trouble,
             carried: (0, 0),
+            spliced: 0,
+            relayed: 0,
+            pipes: 0,
         }));
-        let settings = Settings { max_flows: MAX_FLOWS, ..settings() };
+        let splicing = Splicing { inwards: true, lo_to_lo: seed % 2 == 1, only: false };
+        let settings = Settings { max_flows: MAX_FLOWS, splicing, ..settings() };
         Self {
             engine: Engine::new(ChaosHost(Rc::clone(&shared)), settings, now),
             link: ScriptLink::new(),
@@ -710,11 +785,13 @@ impl World {
                 }
             }
             if shared.chance.percent(10) {
-                tokens.push(Token::Listener(shared.chance.below(3) as u32));
+                tokens.push(Token::Listener(shared.chance.below(LISTENERS.len()) as u32));
             }
             if shared.chance.percent(10) {
                 let id = FlowId::new(shared.chance.below(50) as u32, shared.chance.below(9) as u32);
+                let side = [Side::Outside, Side::Inside][shared.chance.below(2)];
                 tokens.extend([Token::Tcp(id), Token::Datagram(id)]);
+                tokens.extend([Token::Splice(id, side), Token::Relay(id, side)]);
             }
         }
         for token in tokens {
@@ -732,14 +809,40 @@ impl World {
 
     fn check(&self) {
         let (tcp, datagrams) = (self.engine.tcp_flows(), self.engine.datagram_flows());
-        assert!(tcp <= MAX_FLOWS && datagrams <= MAX_FLOWS);
-        // Each flow once in either line, two listeners, and the greeting.
-        assert!(self.engine.waiting() <= 2 * (tcp + datagrams + 3), "lines grow");
+        let (splices, relays) =
+            (self.engine.spliced_connections(), self.engine.spliced_exchanges());
+        let all = [tcp, datagrams, splices, relays];
+        assert!(all.iter().all(|&flows| flows <= MAX_FLOWS));
+        // Each flow once in either line, the listeners, and the greeting.
+        let most = all.iter().sum::<usize>() + LISTENERS.len() + 1;
+        assert!(self.engine.waiting() <= 2 * most, "lines grow");
         let shared = self.shared.borrow();
-        assert_eq!((shared.streams.len(), shared.datagrams.len()), (tcp, datagrams));
+        assert_eq!(shared.streams.len(), tcp + 2 * splices);
+        assert_eq!(shared.datagrams.len(), datagrams + 2 * relays);
+        assert!(shared.pipes <= 2 * splices, "a pipe outlives its connection");
         assert!(self.engine.staged() <= MAX_FLOWS * (17 << 20));
         if tcp == 0 {
             assert_eq!(self.engine.staged(), 0, "the budget is not returned");
+        }
+    }
+
+    /// Both ends of each spliced connection say that they are done, and take what is left.
+    fn finish_splices(&mut self) {
+        let mut tokens = Vec::new();
+        for (token, known) in self.shared.borrow_mut().streams.values_mut() {
+            if let Some(token @ Token::Splice(..)) = *token {
+                known.fin = true;
+                tokens.push(token);
+            }
+        }
+        for token in tokens {
+            let ready = Readiness {
+                readable: true,
+                writable: true,
+                read_closed: true,
+                ..Readiness::default()
+            };
+            self.engine.on_socket(token, ready, self.link.halves().1, self.now);
         }
     }
 
@@ -756,6 +859,7 @@ impl World {
             self.engine.on_socket(token, ready, self.link.halves().1, self.now);
         }
         for _ in 0..400 {
+            self.finish_splices();
             let sink = self.link.halves().1;
             self.engine.on_room(sink, self.now);
             for _ in 0..1000 {
@@ -768,6 +872,7 @@ impl World {
             self.check();
         }
         assert_eq!((self.engine.tcp_flows(), self.engine.datagram_flows()), (0, 0));
+        assert_eq!((self.engine.spliced_connections(), self.engine.spliced_exchanges()), (0, 0));
         assert_eq!((self.engine.staged(), self.engine.waiting()), (0, 0));
     }
 }
@@ -789,6 +894,8 @@ fn no_guest_and_no_host_brings_the_engine_down() {
         assert!(world.frames > 100_000);
         let (sent, got) = world.shared.borrow().carried;
         assert!(sent > 100_000 && got > 100_000, "they get nowhere: {sent}, {got}");
+        let (spliced, relayed) = (world.shared.borrow().spliced, world.shared.borrow().relayed);
+        assert!(spliced > 100_000 && relayed > 1000, "nor there: {spliced}, {relayed}");
         world.end();
     }
 }
@@ -799,8 +906,9 @@ fn a_frame_is_counted_once_at_most() {
     // Nothing but its own fate can be counted: there is room for all, and the host never fails.
     world.link.sink.caps.max_frame = MAX_FRAME;
     for _ in 0..50_000 {
-        // A fragment may cost others their place.
-        let counted = |(reason, n)| if reason == DropReason::Fragment { 0 } else { n };
+        // A fragment or a new exchange may cost others their place.
+        let other = |reason| matches!(reason, DropReason::Fragment | DropReason::MadeWay);
+        let counted = |(reason, n)| if other(reason) { 0 } else { n };
         let total = |world: &World| world.engine.drops().iter().map(counted).sum::<u64>();
         let before = total(&world);
         let (frame, offload) = world.mallory.frame();
