@@ -11,6 +11,7 @@ mod stream;
 mod tests;
 
 pub use datagram::Datagram;
+pub(super) use datagram::deepen;
 pub use splice::Pipe;
 pub use stream::Stream;
 

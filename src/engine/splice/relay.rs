@@ -4,6 +4,11 @@
 //! one beside the listener, so that replies leave from the address that the peer has used and
 //! later datagrams of the peer arrive there; and one on the other side, connected to the target
 //! and bound to the peer's port if that is to be had.
+//!
+//! Errors of the far side end here, ECONNREFUSED among them. A peer on loopback gets that from its
+//! kernel when the port is closed, but it has sent to a port that is open: ours. To tell it, we
+//! would have to write the ICMP message ourselves, on a raw socket of its side, which takes a
+//! privilege that we have given away (inside) or never had (outside).
 
 use super::Sides;
 use crate::engine::counters::DropReason;

@@ -2,7 +2,7 @@
 
 use crate::config::ports::{LOOPBACK, Rule};
 use crate::flow::{Protocol, Side};
-use crate::host::sockets::{Setup, Sockets};
+use crate::host::sockets::{Setup, Sockets, deepen};
 use crate::sys::socket::{self, Family, IntOption, Kind};
 use std::ffi::CString;
 use std::io;
@@ -125,6 +125,9 @@ impl Sockets {
         socket::set(fd, IntOption::REUSE_ADDRESS, 1)?;
         if shared {
             socket::set(fd, IntOption::REUSE_PORT, 1)?;
+        }
+        if !tcp {
+            deepen(fd);
         }
         if family == Family::V6 {
             socket::set(fd, IntOption::V6_ONLY, i32::from(!dual))?;

@@ -15,6 +15,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// Bytes of an offending message that are asked for: what an ICMPv6 error may quote.
 const QUOTE: usize = 1232;
 
+/// What a UDP socket may hold until we read it, overhead of the kernel included: a few milliseconds
+/// at full speed. The default is that of some hundred short datagrams.
+const RECEIVE_BUFFER: i32 = 2 << 20;
+
 /// The kernel's datagram sockets; closed on drop.
 #[derive(Debug)]
 pub struct Datagram {
@@ -85,6 +89,7 @@ impl Datagram {
         let address = setup.socket_addr(remote);
         let family = Family::of(&address);
         let fd = socket.as_fd();
+        deepen(fd);
         // Many flows of one source port of the guest's share that port here.
         socket::set(fd, IntOption::REUSE_ADDRESS, 1)?;
         socket::set(fd, IntOption::error_queue(family), 1)?;
@@ -224,6 +229,14 @@ impl Datagram {
 impl AsFd for Datagram {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+/// Lets a UDP socket hold [`RECEIVE_BUFFER`], or as much of it as net.core.rmem_max allows.
+pub(in crate::host) fn deepen(fd: BorrowedFd<'_>) {
+    // What the administrator's default has made deeper stays. The kernel doubles what it is told.
+    if socket::get(fd, IntOption::RECEIVE_BUFFER).is_ok_and(|now| now < RECEIVE_BUFFER) {
+        let _ = socket::set(fd, IntOption::RECEIVE_BUFFER, RECEIVE_BUFFER / 2);
     }
 }
 

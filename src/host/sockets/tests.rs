@@ -264,6 +264,16 @@ fn a_widened_stream_receives_far_ahead_and_still_wakes_for_one_byte() {
 }
 
 #[test]
+fn a_socket_of_datagrams_holds_more_than_the_kernel_s_default() {
+    let plain = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let default = socket::get(plain.as_fd(), IntOption::RECEIVE_BUFFER).unwrap();
+    let (ours, _, _) = udp(&mut sockets(WITHOUT), "127.0.0.1:0");
+    let deep = socket::get(ours.as_fd(), IntOption::RECEIVE_BUFFER).unwrap();
+    // The kernel doubles what it is told, up to net.core.rmem_max.
+    assert!(deep > default, "{default} to {deep}");
+}
+
+#[test]
 fn events_are_programmed_only_when_they_change() {
     let mut host = sockets(WITHOUT);
     let (mut stream, mut far) = pair(&mut host, "127.0.0.1:0");
