@@ -1,25 +1,31 @@
 //! `pasta` between two network namespaces: streams, datagrams, answers, connections and starts.
-//! Prints tables (targets T1 to T6, T8, T9 and T12). Needs root, like the tests.
+//! Prints tables (targets T1 to T9 and T12). Needs root, like the tests.
 //!
 //! `cargo bench --bench pasta [ROUNDS [SECONDS]]`; `PEER=/path/to/pasta` measures another program in
-//! the same rounds. `MTUS=1500,65520`, `STREAMS=1,8` and `ONLY=streams,datagrams,answers,starts`
-//! choose what is measured. On shared machines absolute figures drift by a factor of two: what
+//! the same rounds. `MTUS=1500,65520`, `STREAMS=1,8`, `SIZES=64,1400` and
+//! `ONLY=streams,datagrams,answers,starts` choose what is measured. On shared machines absolute figures drift by a factor of two: what
 //! a round measures is comparable, with TCP over a veth pair and over the loopback interface in
 //! the same round, and medians over rounds are printed.
 
 #![allow(dead_code, unreachable_pub, reason = "the modules of the tests have more than is used")]
 
+#[path = "load/datagrams.rs"]
+mod datagrams;
 #[path = "../tests/common/net.rs"]
 mod net;
 #[path = "../tests/common/tapped.rs"]
 mod tapped;
 
+use datagrams::{Load, Outcome};
 use net::{GATEWAY4, HOST4, Lab, Namespace, TcpCounters};
+use nix::sys::socket::{Shutdown, shutdown};
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd as _;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{sleep, spawn};
 use std::time::{Duration, Instant};
@@ -27,14 +33,27 @@ use tapped::Pasta;
 
 /// Ports of servers outside, and inside.
 const OUTSIDE: u16 = 5300;
+const ANSWERS: u16 = 5301;
 const INSIDE: u16 = 6000;
 const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// Clients that open connections at the same time.
 const CLIENTS: usize = 16;
 
+/// Datagrams under way that no buffer minds.
+const WINDOW: Option<u64> = Some(256);
+
 /// Figures of all rounds by row; the columns differ from table to table.
 type Table = BTreeMap<String, Vec<Vec<f64>>>;
+
+/// What has arrived of one TCP stream or of several.
+struct Stream {
+    /// Bits a second.
+    speed: f64,
+    bytes: f64,
+    /// The slowest, as a share of the fastest.
+    fair: f64,
+}
 
 struct Bench {
     lab: Lab,
@@ -42,6 +61,7 @@ struct Bench {
     seconds: u32,
     mtus: Vec<u32>,
     streams: Vec<u32>,
+    sizes: Vec<u32>,
     only: String,
 }
 
@@ -61,7 +81,8 @@ fn main() {
         programs,
         seconds,
         mtus: list("MTUS", "1500,9000,65520"),
-        streams: list("STREAMS", "1,8"),
+        streams: list("STREAMS", "1,2,8"),
+        sizes: list("SIZES", "1400"),
         only: std::env::var("ONLY").unwrap_or_default(),
     };
     let (mut streams, mut datagrams, mut answers, mut starts) =
@@ -81,12 +102,17 @@ fn main() {
             bench.starts(&mut starts);
         }
     }
-    let columns = ["Gbit/s", "of veth", "of loop", "retrans", "timeouts", "CPU s/GB", "peak MiB"];
+    let columns =
+        ["Gbit/s", "of veth", "of loop", "fair", "retrans", "timeouts", "CPU s/GB", "peak MiB"];
     print("streams", &columns, &streams);
-    print("datagrams of 1400 bytes, kpps", &["sent", "passed", "read"], &datagrams);
+    let columns = ["sent kpps", "read kpps", "lost %", "elsewh. %", "CPU s/M"];
+    print("datagrams", &columns, &datagrams);
     let columns = ["TCP us", "UDP us", "of loop T", "of loop U", "conn/s"];
     print("round trips, and connections of 16 clients", &columns, &answers);
     print("pasta --config-net -- true", &["ms", "idle MiB"], &starts);
+    println!(
+        "fair: the slowest stream as a share of the fastest; elsewh.: no full buffer accounts for it"
+    );
     println!("medians of the rounds; counters are those of the namespace's kernel");
 }
 
@@ -106,7 +132,7 @@ impl Bench {
     fn streams(&self, table: &mut Table) {
         let _server = Server::iperf3(&self.lab.host, OUTSIDE);
         for &streams in &self.streams {
-            let loopback = self.iperf3(&self.lab.host, LOCALHOST, OUTSIDE, streams).0;
+            let loopback = self.iperf3(&self.lab.host, LOCALHOST, OUTSIDE, streams).speed;
             let veth = self.veth(streams);
             let own = |speed: f64| vec![speed / 1e9, speed / veth, speed / loopback];
             table.entry(format!("{streams} x loopback")).or_default().push(own(loopback));
@@ -142,7 +168,7 @@ impl Bench {
         loopback: f64,
     ) -> Vec<f64> {
         let (cpu, counters) = (pasta.cpu_seconds(), counters(&pasta.inside));
-        let (speed, bytes) = self.iperf3(from, to, port, streams);
+        let Stream { speed, bytes, fair } = self.iperf3(from, to, port, streams);
         let cpu = pasta.cpu_seconds() - cpu;
         let TcpCounters { retransmitted, timeouts, .. } =
             self::counters(&pasta.inside).since(counters);
@@ -150,6 +176,7 @@ impl Bench {
             speed / 1e9,
             speed / veth,
             speed / loopback,
+            fair,
             to_f64(retransmitted),
             to_f64(timeouts),
             cpu / (bytes / 1e9),
@@ -167,40 +194,74 @@ impl Bench {
             namespace.ip(&format!("addr add {address} dev v0"));
             namespace.ip("link set v0 up");
         }
-        self.iperf3(&far, IpAddr::V4(Ipv4Addr::new(10, 77, 0, 1)), OUTSIDE, streams).0
+        self.iperf3(&far, IpAddr::V4(Ipv4Addr::new(10, 77, 0, 1)), OUTSIDE, streams).speed
     }
 
-    /// Bits per second and bytes that have arrived.
-    fn iperf3(&self, from: &Namespace, to: IpAddr, port: u16, streams: u32) -> (f64, f64) {
+    fn iperf3(&self, from: &Namespace, to: IpAddr, port: u16, streams: u32) -> Stream {
         let options =
             ["-t".to_owned(), self.seconds.to_string(), "-P".to_owned(), streams.to_string()];
         let report = iperf3(from, to, port, &options);
         let sum = after(&report, "\"sum_received\"");
-        (value(sum, "\"bits_per_second\""), value(sum, "\"bytes\""))
+        let end = after(&report, "\"end\"");
+        let each = end.split("\"receiver\"").skip(1).map(|text| value(text, "\"bits_per_second\""));
+        let each: Vec<f64> = each.take(streams as usize).collect();
+        let slowest = each.iter().copied().fold(f64::INFINITY, f64::min);
+        Stream {
+            speed: value(sum, "\"bits_per_second\""),
+            bytes: value(sum, "\"bytes\""),
+            fair: slowest / each.iter().copied().fold(0.0, f64::max),
+        }
     }
 
-    /// UDP, as fast as it can be sent.
+    /// UDP over each path: floods, and with as many under way as no buffer minds.
     fn datagrams(&self, table: &mut Table) {
-        let _server = Server::iperf3(&self.lab.host, OUTSIDE);
-        for (name, program) in &self.programs {
-            let pasta = self.pasta(program, 65520, &[]);
-            let _server = Server::iperf3(&pasta.inside, INSIDE);
-            let (inside, host) = (&pasta.inside, &self.lab.host);
-            for (path, from, to, port, at) in
-                [("out", inside, GATEWAY4, OUTSIDE, host), ("in", host, HOST4, INSIDE, inside)]
-            {
-                let options = ["-u", "-b", "0", "-l", "1400", "-t"].map(str::to_owned);
-                let options = [&options[..], &[self.seconds.to_string()]].concat();
-                let before = datagrams_at(at);
-                let report = iperf3(from, to, port, &options);
-                let sum = after(&report, "\"sum\"");
-                let (packets, lost) = (value(sum, "\"packets\""), value(sum, "\"lost_packets\""));
-                let rate = |packets: f64| packets / f64::from(self.seconds) / 1e3;
-                let row = table.entry(format!("{path:<4}{name}")).or_default();
-                let passed = to_f64(datagrams_at(at) - before);
-                row.push(vec![rate(packets), rate(passed), rate(packets - lost)]);
+        let (host, time) = (&self.lab.host, Duration::from_secs(self.seconds.into()));
+        for load in self.loads() {
+            let direct = |to| {
+                let to = SocketAddr::new(to, OUTSIDE);
+                load.run(host, host, to, OUTSIDE, time)
+            };
+            let row = format!("{} loopback", title(&load));
+            table.entry(row).or_default().push(self.figures(&load, direct(LOCALHOST), 0, 0.0));
+            for (name, program) in &self.programs {
+                let pasta = self.pasta(program, 65520, &[]);
+                let inside = &pasta.inside;
+                for (path, from, to, port, at) in [
+                    ("tap out", inside, GATEWAY4, OUTSIDE, host),
+                    ("tap in", host, HOST4, INSIDE, inside),
+                    ("splice out", inside, LOCALHOST, OUTSIDE, host),
+                    ("splice in", host, LOCALHOST, INSIDE, inside),
+                ] {
+                    let (cpu, full) = (pasta.cpu_seconds(), full(&self.lab, inside));
+                    let to = SocketAddr::new(to, port);
+                    let outcome = load.run(from, at, to, port, time);
+                    let full = self::full(&self.lab, inside) - full;
+                    let figures = self.figures(&load, outcome, full, pasta.cpu_seconds() - cpu);
+                    let row = format!("{} {path:<10} {name}", title(&load));
+                    table.entry(row).or_default().push(figures);
+                }
             }
         }
+    }
+
+    fn loads(&self) -> impl Iterator<Item = Load> {
+        let kinds = [(false, None), (false, WINDOW), (true, None), (true, WINDOW)];
+        let load = move |size| kinds.map(|(runs, window)| Load { size, runs, window });
+        self.sizes.iter().flat_map(move |&size| load(size as usize))
+    }
+
+    fn figures(&self, load: &Load, outcome: Outcome, full: u64, cpu: f64) -> Vec<f64> {
+        let rate = |count: u64| to_f64(count) / f64::from(self.seconds) / 1e3;
+        let lost = outcome.offered.saturating_sub(outcome.read);
+        let share = |count: u64| 100.0 * to_f64(count) / to_f64(outcome.offered.max(1));
+        vec![
+            rate(outcome.offered),
+            rate(outcome.read),
+            share(lost),
+            // A run that finds no room may count as one.
+            share(lost.saturating_sub(full * load.run_length() as u64)),
+            cpu / (to_f64(outcome.read.max(1)) / 1e6),
+        ]
     }
 
     /// Round trips over the tap, and short connections.
@@ -212,10 +273,12 @@ impl Bench {
         row.push(vec![here.0, here.1, 1.0, 1.0, direct]);
         for (name, program) in &self.programs {
             let pasta = self.pasta(program, 65520, &[]);
-            let (tcp, udp) = self.round_trips(&pasta.inside, GATEWAY4);
-            let connections = self.connections(&pasta.inside, GATEWAY4);
-            let row = table.entry(format!("tap out {name}")).or_default();
-            row.push(vec![tcp, udp, tcp / here.0, udp / here.1, connections]);
+            for (path, to) in [("tap out", GATEWAY4), ("splice out", LOCALHOST)] {
+                let (tcp, udp) = self.round_trips(&pasta.inside, to);
+                let connections = self.connections(&pasta.inside, to);
+                let row = table.entry(format!("{path:<10} {name}")).or_default();
+                row.push(vec![tcp, udp, tcp / here.0, udp / here.1, connections]);
+            }
         }
     }
 
@@ -236,10 +299,11 @@ impl Bench {
 
     /// Connections a second, each with a request and an answer.
     fn connections(&self, from: &Namespace, to: IpAddr) -> f64 {
-        let listener = self.lab.host.within(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)));
-        let listener = listener.expect("cannot listen");
-        let server = SocketAddr::new(to, listener.local_addr().expect("has one").port());
-        spawn(move || answer_all(&listener));
+        let listener = self.lab.host.within(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, ANSWERS)));
+        let listener = Arc::new(listener.expect("cannot listen"));
+        let server = SocketAddr::new(to, ANSWERS);
+        let answering = Arc::clone(&listener);
+        let answering = spawn(move || answer_all(&answering));
         let (over, done) = (AtomicBool::new(false), AtomicU64::new(0));
         let start = Instant::now();
         from.within(|| {
@@ -256,7 +320,10 @@ impl Bench {
                 over.store(true, Ordering::Relaxed);
             });
         });
-        to_f64(done.into_inner()) / start.elapsed().as_secs_f64()
+        let rate = to_f64(done.into_inner()) / start.elapsed().as_secs_f64();
+        shutdown(listener.as_raw_fd(), Shutdown::Both).expect("it listens");
+        answering.join().expect("ends");
+        rate
     }
 
     /// How long it takes to run a command in a network of its own.
@@ -368,16 +435,30 @@ fn counters(namespace: &Namespace) -> TcpCounters {
     TcpCounters::parse(&namespace.within(read).concat())
 }
 
-/// Datagrams that have come to a kernel, whether anyone had room for them or not. Those that we
-/// receive in the host's namespace on the way in do not count: the other one is asked.
-fn datagrams_at(namespace: &Namespace) -> u64 {
-    let read = || std::fs::read_to_string("/proc/thread-self/net/snmp").expect("is there");
-    let text = namespace.within(read);
-    let mut udp = text.lines().filter(|line| line.starts_with("Udp:"));
-    let (names, values) = (udp.next().expect("names"), udp.next().expect("values"));
-    let figures = names.split(' ').zip(values.split(' '));
-    let wanted = figures.filter(|(name, _)| ["InDatagrams", "RcvbufErrors"].contains(name));
-    wanted.map(|(_, value)| value.parse::<u64>().expect("a number")).sum()
+/// Datagrams that have found a full buffer: that of a socket, or the queue of the tap.
+fn full(lab: &Lab, inside: &Namespace) -> u64 {
+    let sockets = |namespace: &Namespace| {
+        let read = || std::fs::read_to_string("/proc/thread-self/net/snmp").expect("is there");
+        let text = namespace.within(read);
+        let mut udp = text.lines().filter(|line| line.starts_with("Udp:"));
+        let (names, values) = (udp.next().expect("names"), udp.next().expect("values"));
+        let mut figures = names.split(' ').zip(values.split(' '));
+        let wanted = figures.find(|(name, _)| *name == "RcvbufErrors").expect("is counted");
+        wanted.1.parse::<u64>().expect("a number")
+    };
+    let read = || std::fs::read_to_string("/proc/thread-self/net/dev").expect("is there");
+    let text = inside.within(read);
+    let tap = text.lines().find_map(|line| line.trim().strip_prefix(tapped::INTERFACE));
+    // Behind the name there are eight figures of what was received; then bytes, packets, errors.
+    let dropped = tap.and_then(|figures| figures.split_whitespace().nth(12));
+    sockets(&lab.host) + sockets(inside) + dropped.map_or(0, |n| n.parse().expect("a number"))
+}
+
+fn title(load: &Load) -> String {
+    let Load { size, runs, window } = load;
+    let (how, under_way) =
+        (if *runs { "runs" } else { "each" }, window.map_or("flood", |_| "window"));
+    format!("{size:>5} {how} {under_way:<6}")
 }
 
 fn print(title: &str, columns: &[&str], table: &Table) {
