@@ -202,8 +202,8 @@ impl Bench {
             ["-t".to_owned(), self.seconds.to_string(), "-P".to_owned(), streams.to_string()];
         let report = iperf3(from, to, port, &options);
         let sum = after(&report, "\"sum_received\"");
-        let end = after(&report, "\"end\"");
-        let each = end.split("\"receiver\"").skip(1).map(|text| value(text, "\"bits_per_second\""));
+        let each =
+            report.split("\"receiver\"").skip(1).map(|text| value(text, "\"bits_per_second\""));
         let each: Vec<f64> = each.take(streams as usize).collect();
         let slowest = each.iter().copied().fold(f64::INFINITY, f64::min);
         Stream {
