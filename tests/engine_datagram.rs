@@ -282,6 +282,8 @@ fn a_ping_without_a_socket_is_counted_and_the_next_may_have_one() {
 fn a_full_table_costs_datagrams_until_a_flow_ends() {
     let mut rig = Rig::with(Settings { max_flows: 1, ..settings() });
     open(&mut rig, false);
+    // An exchange that nobody has answered would make way.
+    assert_eq!(rig.remote_sends(0, &[b"answer"]).len(), 1);
     rig.send(udp((GUEST_V4, 1), PEER, b"one too many"));
     assert_eq!(rig.all_drops(), [(DropReason::TableFull, 1)]);
     rig.after(Duration::from_secs(31));
