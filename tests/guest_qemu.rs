@@ -4,8 +4,6 @@ mod common;
 
 use common::checks::{self, Bench};
 use common::guest::Guest;
-use common::net::{FAR4, HOST6};
-use common::peer::Operation;
 
 #[test]
 fn peer() {
@@ -14,27 +12,14 @@ fn peer() {
 
 #[test]
 fn a_guest_uses_the_network() {
-    Bench::new(&[], |lab, socket| Guest::qemu(lab, Some(socket), "")).steps(&[
-        ("udhcpc", checks::configure),
-        ("lease", checks::udhcpc_lease),
-        ("ping", checks::ping_far_and_gateway),
-        ("large ping", checks::ping_large),
-        ("TCP out", checks::tcp_out),
-        ("TCP in", checks::tcp_in),
-        ("UDP out", checks::udp_out),
-        ("UDP in", checks::udp_in),
-        ("refusals", checks::refusals_reach_the_guest),
-        ("bulk", |bench| checks::bulk(bench, 64 << 20)),
-        ("50 connections", |bench| checks::many_connections(bench, 50)),
-        ("reboot", |bench| {
-            bench.guest.reboot();
-            works_again(bench);
-        }),
-        ("front-end killed", |bench| {
-            bench.replace_guest();
-            works_again(bench);
-        }),
-    ]);
+    Bench::new(&[], |lab, socket| Guest::qemu(lab, Some(socket), "")).steps(&checks::QEMU);
+}
+
+#[test]
+fn a_guest_uses_the_network_at_mtu_1500() {
+    let mut bench = Bench::new(&["-m", "1500"], |lab, socket| Guest::qemu(lab, Some(socket), ""));
+    bench.steps(&checks::QEMU_1500);
+    bench.steps(&[("no offloads", checks::without_offloads)]);
 }
 
 /// A device without anything that the driver may leave out.
@@ -52,11 +37,4 @@ fn a_guest_uses_the_network_without_any_offload() {
         ("UDP in", checks::udp_in),
         ("bulk", |bench| checks::bulk(bench, 8 << 20)),
     ]);
-}
-
-fn works_again(bench: &mut Bench) {
-    checks::configure(bench);
-    checks::ping_far_and_gateway(bench);
-    bench.out(Operation::Both, FAR4, 1_000_000);
-    bench.into(checks::Place::Far, Operation::Both, HOST6, 1_000_000);
 }

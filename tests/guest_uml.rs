@@ -4,7 +4,7 @@ mod common;
 
 use common::checks::{self, Bench, FAR_PORT, GUEST_PORT};
 use common::guest::Guest;
-use common::net::{FAR4, FAR6, HOST4, HOST6, Lab, Passt};
+use common::net::{HOST4, Lab, Passt};
 use common::peer::{self, Operation, Server};
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -27,7 +27,7 @@ fn a_guest_uses_the_network_at_the_largest_mtu() {
         }),
         ("dhclient", dhclient),
         ("dhcpcd", dhcpcd),
-        ("dhclient -6", dhclient6),
+        ("dhclient -6", checks::dhclient6),
         ("udhcpc", checks::configure),
         ("lease", checks::udhcpc_lease),
         ("mtu", |bench| assert_eq!(bench.guest.ok("cat /sys/class/net/eth0/mtu"), "65520\n")),
@@ -40,7 +40,7 @@ fn a_guest_uses_the_network_at_the_largest_mtu() {
         ("refusals", checks::refusals_reach_the_guest),
         ("bulk", |bench| checks::bulk(bench, 1 << 30)),
         ("200 connections", |bench| checks::many_connections(bench, 200)),
-        ("no offloads", without_offloads),
+        ("no offloads", checks::without_offloads),
         ("reboot", reboot),
         ("front-end killed", front_end_killed),
     ]);
@@ -58,7 +58,7 @@ fn a_guest_uses_the_network_at_mtu_1500() {
         ("UDP out", checks::udp_out),
         ("UDP in", checks::udp_in),
         ("bulk", |bench| checks::bulk(bench, 1 << 30)),
-        ("no offloads", without_offloads),
+        ("no offloads", checks::without_offloads),
     ]);
 }
 
@@ -110,36 +110,9 @@ fn dhcpcd(bench: &mut Bench) {
     guest.ok("ip -4 addr flush dev eth0");
 }
 
-fn dhclient6(bench: &mut Bench) {
-    let guest = &mut bench.guest;
-    guest.ok("dhclient -6 -1 -v -lf /run/leases6 -pf /run/dhclient6.pid eth0");
-    let lease = guest.ok("cat /run/leases6");
-    for expected in
-        ["iaaddr 2001:db8:1::10 ", "dhcp6.name-servers 2001:db8:ffff::1;", "lab.example"]
-    {
-        assert!(lease.contains(expected), "no {expected} in:\n{lease}");
-    }
-    guest.ok("ip -6 addr show dev eth0 | grep ' 2001:db8:1::10/128 '");
-    guest.ok("kill $(cat /run/dhclient6.pid)");
-}
-
-/// The driver goes on without checksum and segmentation offload: every frame is an ordinary one.
-fn without_offloads(bench: &mut Bench) {
-    bench.guest.ok("ethtool -K eth0 tx off sg off tso off gso off gro off rx off || true");
-    let features = bench.guest.ok("ethtool -k eth0");
-    for feature in ["tx-checksumming: off", "tcp-segmentation-offload: off"] {
-        assert!(features.contains(feature), "not {feature}:\n{features}");
-    }
-    checks::ping_far_and_gateway(bench);
-    checks::udp_out(bench);
-    checks::udp_in(bench);
-    checks::bulk(bench, 64 << 20);
-    bench.guest.ok("ethtool -K eth0 tx on sg on tso on gso on gro on || true");
-}
-
 fn reboot(bench: &mut Bench) {
     bench.guest.reboot();
-    works_again(bench);
+    checks::works_again(bench, 10_000_000);
 }
 
 /// A connection is idle then and another in full flood: the next guest does not know them, so
@@ -153,21 +126,10 @@ fn front_end_killed(bench: &mut Bench) {
     let flood = far.within(|| peer::flood(server, flood)).expect("cannot connect");
     bench.guest.until("[ $(cat /sys/class/net/eth0/statistics/rx_bytes) -gt 100000000 ]");
     bench.replace_guest();
-    works_again(bench);
+    checks::works_again(bench, 10_000_000);
     peer::expect_reset(&mut idle).expect("the idle connection");
     let end = flood.join().expect("no panic").expect_err("it cannot end well");
     assert_eq!(end.kind(), ErrorKind::ConnectionReset, "the connection in full flood: {end}");
     assert_eq!(bench.passt.id(), process);
     assert!(bench.passt.is_alive());
-}
-
-fn works_again(bench: &mut Bench) {
-    checks::configure(bench);
-    checks::ping_far_and_gateway(bench);
-    for address in [FAR4, FAR6] {
-        bench.out(Operation::Both, address, 10_000_000);
-    }
-    for address in [HOST4, HOST6] {
-        bench.into(checks::Place::Far, Operation::Both, address, 10_000_000);
-    }
 }

@@ -5,8 +5,7 @@ mod common;
 
 use common::checks::{self, Bench};
 use common::guest::Guest;
-use common::net::{FAR4, FAR6, HOST4, HOST6, PATIENCE, TempDir, need};
-use common::peer::Operation;
+use common::net::{PATIENCE, TempDir, need};
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -23,42 +22,13 @@ fn boot(options: &[&str]) -> Bench {
 
 #[test]
 fn a_guest_uses_the_network() {
-    boot(&[]).steps(&[
-        ("udhcpc", checks::configure),
-        ("lease", checks::udhcpc_lease),
-        ("mtu", |bench| assert_eq!(bench.guest.ok("cat /sys/class/net/eth0/mtu"), "65520\n")),
-        ("ping", checks::ping_far_and_gateway),
-        ("large ping", checks::ping_large),
-        ("TCP out", checks::tcp_out),
-        ("TCP in", checks::tcp_in),
-        ("UDP out", checks::udp_out),
-        ("UDP in", checks::udp_in),
-        ("refusals", checks::refusals_reach_the_guest),
-        ("bulk", |bench| checks::bulk(bench, 64 << 20)),
-        ("50 connections", |bench| checks::many_connections(bench, 50)),
-        ("reboot", |bench| {
-            bench.guest.reboot();
-            works_again(bench);
-        }),
-        ("client killed", |bench| {
-            bench.replace_guest();
-            works_again(bench);
-        }),
-    ]);
+    boot(&[]).steps(&checks::QEMU);
 }
 
 /// Frames of the size that Ethernet knows: many of them a call.
 #[test]
 fn a_guest_uses_the_network_at_mtu_1500() {
-    boot(&["-m", "1500"]).steps(&[
-        ("udhcpc", checks::configure),
-        ("mtu", |bench| assert_eq!(bench.guest.ok("cat /sys/class/net/eth0/mtu"), "1500\n")),
-        ("ping", checks::ping_far_and_gateway),
-        ("large ping", checks::ping_large),
-        ("UDP out", checks::udp_out),
-        ("UDP in", checks::udp_in),
-        ("bulk", |bench| checks::bulk(bench, 32 << 20)),
-    ]);
+    boot(&["-m", "1500"]).steps(&checks::QEMU_1500);
 }
 
 /// The configuration that comes with us starts both, and both end.
@@ -87,16 +57,5 @@ fn the_ready_made_command_line_connects_the_two() {
     while process.exists() {
         assert!(start.elapsed() < PATIENCE, "passt did not end with its client");
         std::thread::yield_now();
-    }
-}
-
-fn works_again(bench: &mut Bench) {
-    checks::configure(bench);
-    checks::ping_far_and_gateway(bench);
-    for address in [FAR4, FAR6] {
-        bench.out(Operation::Both, address, 1_000_000);
-    }
-    for address in [HOST4, HOST6] {
-        bench.into(checks::Place::Far, Operation::Both, address, 1_000_000);
     }
 }

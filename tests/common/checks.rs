@@ -125,6 +125,47 @@ impl Place {
     }
 }
 
+/// All that a guest under QEMU is asked for at the largest MTU, on whichever socket.
+pub const QEMU: [(&str, Step); 16] = [
+    ("slaac", |bench| {
+        bench.guest.ok("ip link set eth0 up");
+        slaac(bench);
+    }),
+    ("dhclient -6", dhclient6),
+    ("udhcpc", configure),
+    ("lease", udhcpc_lease),
+    ("mtu", |bench| assert_eq!(bench.guest.ok("cat /sys/class/net/eth0/mtu"), "65520\n")),
+    ("ping", ping_far_and_gateway),
+    ("large ping", ping_large),
+    ("TCP out", tcp_out),
+    ("TCP in", tcp_in),
+    ("UDP out", udp_out),
+    ("UDP in", udp_in),
+    ("refusals", refusals_reach_the_guest),
+    ("bulk", |bench| bulk(bench, 1 << 30)),
+    ("200 connections", |bench| many_connections(bench, 200)),
+    ("reboot", |bench| {
+        bench.guest.reboot();
+        works_again(bench, 1_000_000);
+    }),
+    ("front-end killed", |bench| {
+        bench.replace_guest();
+        works_again(bench, 1_000_000);
+    }),
+];
+
+/// The same at MTU 1500, as far as that makes a difference.
+pub const QEMU_1500: [(&str, Step); 8] = [
+    ("udhcpc", configure),
+    ("mtu", |bench| assert_eq!(bench.guest.ok("cat /sys/class/net/eth0/mtu"), "1500\n")),
+    ("ping", ping_far_and_gateway),
+    ("large ping", ping_large),
+    ("TCP out", tcp_out),
+    ("UDP out", udp_out),
+    ("UDP in", udp_in),
+    ("bulk", |bench| bulk(bench, 1 << 30)),
+];
+
 /// All ways in which a connection may go and end.
 const ORDINARY: [Operation; 6] = [
     Operation::Take,
@@ -162,6 +203,46 @@ pub fn slaac(bench: &mut Bench) {
     guest.until("ip -6 addr show dev eth0 scope global | grep '2001:db8:1:.*/64'");
     guest.until("! ip -6 addr show dev eth0 | grep tentative");
     guest.ok("ip -6 route show default | grep 'via fe80:.* dev eth0'");
+}
+
+/// The client of the Internet Systems Consortium, with the script that Debian gives it.
+pub fn dhclient6(bench: &mut Bench) {
+    let guest = &mut bench.guest;
+    guest.ok("dhclient -6 -1 -v -lf /run/leases6 -pf /run/dhclient6.pid eth0");
+    let lease = guest.ok("cat /run/leases6");
+    for expected in
+        ["iaaddr 2001:db8:1::10 ", "dhcp6.name-servers 2001:db8:ffff::1;", "lab.example"]
+    {
+        assert!(lease.contains(expected), "no {expected} in:\n{lease}");
+    }
+    guest.ok("ip -6 addr show dev eth0 | grep ' 2001:db8:1::10/128 '");
+    guest.ok("kill $(cat /run/dhclient6.pid)");
+}
+
+/// The driver goes on without checksum and segmentation offload: every frame is an ordinary one.
+pub fn without_offloads(bench: &mut Bench) {
+    bench.guest.ok("ethtool -K eth0 tx off sg off tso off gso off gro off rx off || true");
+    let features = bench.guest.ok("ethtool -k eth0");
+    for feature in ["tx-checksumming: off", "tcp-segmentation-offload: off"] {
+        assert!(features.contains(feature), "not {feature}:\n{features}");
+    }
+    ping_far_and_gateway(bench);
+    udp_out(bench);
+    udp_in(bench);
+    bulk(bench, 64 << 20);
+    bench.guest.ok("ethtool -K eth0 tx on sg on tso on gso on gro on || true");
+}
+
+/// A guest that has just booted has a network, which carries `length` bytes each way.
+pub fn works_again(bench: &mut Bench, length: u64) {
+    configure(bench);
+    ping_far_and_gateway(bench);
+    for address in [FAR4, FAR6] {
+        bench.out(Operation::Both, address, length);
+    }
+    for address in [HOST4, HOST6] {
+        bench.into(Place::Far, Operation::Both, address, length);
+    }
 }
 
 pub fn ping_far_and_gateway(bench: &mut Bench) {

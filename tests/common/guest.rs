@@ -283,7 +283,8 @@ fn initramfs(lab: &Lab, kernel: &Path) -> PathBuf {
     let output = Command::new(format!("{LIBRARY}/initramfs"))
         .arg(&image)
         .arg(release.trim_start_matches("vmlinuz-"))
-        .args([need("ethtool", "ethtool")])
+        .args([need("ethtool", "ethtool"), need("dhclient", "isc-dhcp-client")])
+        .arg("/sbin/dhclient-script=/sbin/dhclient-script")
         .arg(assignment("/bin/peer", &peer))
         .output()
         .expect("cannot run qemu-configs/lib/initramfs");
