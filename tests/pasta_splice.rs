@@ -252,6 +252,29 @@ fn datagrams_of_all_sizes_cross_both_ways() {
 }
 
 #[test]
+fn datagrams_cross_on_ports_that_cannot_be_bound_again() {
+    let lab = Lab::new();
+    lab.host.within(|| Server::start(OUTSIDE)).expect("serves");
+    let lengths = [1, 60_000, 100, 1472];
+    let outwards = ["--splice-only", "-U", "54:5300"];
+    let both = ["--splice-only", "-U", "54:5300", "-u", "53:6000"];
+    let as_someone = [&both[..], &["--runas", "1000"]].concat();
+    for (who, options) in
+        [(Who::User, &outwards[..]), (Who::Root, &both[..]), (Who::Root, &as_someone[..])]
+    {
+        let pasta = Pasta::start(&lab.host, who, options);
+        pasta.within(|| Server::start(INSIDE)).expect("serves");
+        for lo in [LO4, LO6] {
+            let echo = |port| peer::udp_echo(SocketAddr::from((lo, port)), &lengths);
+            if who == Who::Root {
+                lab.host.within(|| echo(53)).expect("inwards");
+            }
+            pasta.within(|| echo(54)).expect("outwards");
+        }
+    }
+}
+
+#[test]
 fn spliced_alone_nothing_else_comes_in_and_there_is_no_interface() {
     let lab = Lab::new();
     for who in EVERYBODY {

@@ -243,6 +243,23 @@ fn forwarded_ports_are_reached_from_elsewhere_by_who_one_is() {
 }
 
 #[test]
+fn datagrams_to_ports_that_cannot_be_bound_again_are_answered_from_there() {
+    let lab = Lab::new();
+    let place = Place::on(&lab.host);
+    let ports = ["-t", "none", "-u", "53:5353", "-T", "none", "-U", "none"];
+    for runas in [&[][..], &["--runas", "1000"]] {
+        let served = Served::new(&place, Who::Root, &[&ports, runas].concat());
+        for (gateway, host) in [(GATEWAY4, HOST4), (GATEWAY6, HOST6)] {
+            let service = served.within(|| UdpSocket::bind((host, 5353))).expect("binds");
+            for _ in 0..3 {
+                let client = lab.far.within(|| UdpSocket::bind((gateway, 0))).expect("binds");
+                assert_eq!(udp(&service, &client, (host, 53).into()), gateway, "{runas:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn the_host_is_seen_as_its_table_of_addresses_says() {
     let lab = Lab::new();
     let place = Place::on(&lab.host);

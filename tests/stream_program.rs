@@ -2,7 +2,7 @@
 //! manners. What the guest asks is ARP: its answer needs no network.
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::Shutdown;
+use std::net::{Shutdown, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -219,6 +219,61 @@ fn a_descriptor_is_served_until_its_other_end_closes() {
     ask(&mut client);
     leave(client);
     assert_eq!(passt.end().code(), Some(0));
+}
+
+/// A UDP datagram of the guest's, on the wire.
+fn datagram(to: [u8; 4], from_port: u16, to_port: u16, payload: &[u8]) -> Vec<u8> {
+    let len = 8 + payload.len() as u16;
+    let mut ip = [0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0, 192, 0, 2, 10, 0, 0, 0, 0];
+    ip[2..4].copy_from_slice(&(20 + len).to_be_bytes());
+    ip[16..].copy_from_slice(&to);
+    let checksum = passt::wire::checksum::checksum(&ip);
+    ip[10..12].copy_from_slice(&checksum.to_be_bytes());
+    let mut frame =
+        [&[0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55, 2, 0, 0, 0, 0, 1, 8, 0][..], &ip].concat();
+    for word in [from_port, to_port, len, 0] {
+        frame.extend(word.to_be_bytes());
+    }
+    frame.extend(payload);
+    [&(frame.len() as u32).to_be_bytes(), frame.as_slice()].concat()
+}
+
+/// Reads frames up to a UDP datagram: the address and port it is from, that it is to, its payload.
+#[track_caller]
+fn expect_datagram(stream: &mut UnixStream) -> ([u8; 4], u16, u16, Vec<u8>) {
+    loop {
+        let mut length = [0; 4];
+        stream.read_exact(&mut length).expect("a frame comes");
+        let mut frame = vec![0; u32::from_be_bytes(length) as usize];
+        stream.read_exact(&mut frame).expect("a frame is complete");
+        if frame[12..14] == [8, 0] && frame[23] == 17 {
+            let word = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+            let payload = frame[42..34 + usize::from(word(38))].to_vec();
+            return (frame[26..30].try_into().expect("four"), word(34), word(36), payload);
+        }
+    }
+}
+
+#[test]
+fn datagrams_on_a_port_that_took_a_privilege_are_answered_from_there() {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("needs root");
+    let up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
+    assert!(up.expect("needs the package iproute2").success());
+    // Root gives its rights up as soon as the ports are bound.
+    let mut passt = Passt::start(&["-u", "53:5353"]);
+    let mut guest = passt.connect();
+    ask(&mut guest);
+    let client = UdpSocket::bind("127.0.0.1:0").expect("a port");
+    client.set_read_timeout(Some(PATIENCE)).expect("is open");
+    for question in [&b"one"[..], b"another"] {
+        client.send_to(question, "127.0.0.1:53").expect("is sent");
+        let (from, port, to, payload) = expect_datagram(&mut guest);
+        assert_eq!((from, to, &payload[..]), ([192, 0, 2, 1], 5353, question));
+        guest.write_all(&datagram(from, 5353, port, b"answer")).expect("it reads");
+        let mut room = [0; 99];
+        let (n, from) = client.recv_from(&mut room).expect("an answer");
+        assert_eq!((&room[..n], from), (&b"answer"[..], ([127, 0, 0, 1], 53).into()));
+    }
 }
 
 #[test]

@@ -64,6 +64,11 @@ impl Listener {
         self.fd.as_fd()
     }
 
+    /// Whether the socket is of the IPv4 family: others may take both.
+    pub const fn is_ipv4(&self) -> bool {
+        self.v4
+    }
+
     /// What it is for.
     pub fn listening(&self) -> Listening {
         let Place { side, protocol, port, .. } = self.place;

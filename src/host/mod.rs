@@ -190,6 +190,20 @@ pub trait Host {
         token: Token,
     ) -> io::Result<(Self::Datagram, Endpoint)>;
 
+    /// As [`Host::open_udp`], for an exchange that came to `listener`: it is between `remote` and
+    /// `local`, which is where the listener was asked. What more `remote` sends may keep coming to
+    /// the listener, where the host has no right to bind its port a second time.
+    fn open_beside(
+        &mut self,
+        listener: u32,
+        local: Endpoint,
+        remote: Endpoint,
+        token: Token,
+    ) -> io::Result<Self::Datagram> {
+        let side = self.listener_side(listener);
+        Ok(self.open_udp(side, local, remote, token)?.0)
+    }
+
     /// Opens a ping socket for `flow`, watched for input, that sends echo requests to `remote`. The
     /// kernel sets identifier and checksum of requests; `identifier` is a wish.
     fn open_echo(

@@ -3,6 +3,7 @@
 //! Options are set once, events are programmed when they change, features of the kernel are probed
 //! once ([`Features`]). Knows nothing of guests, frames or protocols' states.
 
+mod beside;
 mod datagram;
 mod peek;
 mod splice;
@@ -15,7 +16,7 @@ pub(super) use datagram::deepen;
 pub use splice::Pipe;
 pub use stream::Stream;
 
-use self::datagram::Tables;
+use self::datagram::{Connected, Tables};
 use self::peek::Scratch;
 use self::splice::Interior;
 use super::listen::{self, Change, Failure, Listeners, Lookout};
@@ -365,13 +366,31 @@ impl Host for Sockets {
         let reserved = self.reserved;
         let (socket, setup) = self.open(side, family(remote), Kind::Datagram)?;
         leave_some(&socket, reserved)?;
-        let (mut datagram, ours) = Datagram::connect(socket, setup, local, remote, token)?;
-        datagram.watch(&self.epoll, true)?;
-        Ok((datagram, ours))
+        let (mut socket, ours) = Connected::new(socket, setup, local, remote, token)?;
+        socket.watch(&self.epoll, true)?;
+        Ok((Datagram::Connected(socket), ours))
+    }
+
+    fn open_beside(
+        &mut self,
+        listener: u32,
+        local: Endpoint,
+        remote: Endpoint,
+        token: Token,
+    ) -> io::Result<Datagram> {
+        let side = self.listener_side(listener);
+        match self.open_udp(side, local, remote, token) {
+            Ok((socket, _)) => Ok(socket),
+            // We have given the right to this port up since the listener was bound.
+            Err(e) if e.raw_os_error() == Some(libc::EACCES) => {
+                Ok(Datagram::Beside(self.share(listener, local, remote)?))
+            }
+            Err(e) => Err(e),
+        }
     }
 
     fn open_echo(&mut self, remote: IpAddr, identifier: u16, flow: FlowId) -> io::Result<Datagram> {
-        let opened = Datagram::open_echo(&self.epoll, &self.setup, remote, identifier, flow);
+        let opened = Connected::open_echo(&self.epoll, &self.setup, remote, identifier, flow);
         if matches!(&opened, Err(e) if e.kind() == io::ErrorKind::PermissionDenied)
             && !std::mem::replace(&mut self.ping_refused, true)
         {
@@ -382,7 +401,7 @@ impl Host for Sockets {
         }
         let opened = opened?;
         leave_some(&opened, self.reserved)?;
-        Ok(opened)
+        Ok(Datagram::Connected(opened))
     }
 
     fn send_messages(
@@ -392,8 +411,13 @@ impl Host for Sockets {
         spans: &[Span<'_>],
         ttl: u8,
     ) -> io::Result<usize> {
-        socket.set_ttl(ttl);
-        socket.send(&mut self.tables, messages, spans)
+        match socket {
+            Datagram::Connected(socket) => {
+                socket.set_ttl(ttl);
+                socket.send(&mut self.tables, messages, spans)
+            }
+            Datagram::Beside(beside) => self.send_beside(*beside, messages, spans, ttl),
+        }
     }
 
     fn receive_messages(
@@ -402,6 +426,11 @@ impl Host for Sockets {
         batch: &mut Batch,
         coalesce: bool,
     ) -> io::Result<usize> {
+        // All that comes for the others comes to their listeners.
+        let Datagram::Connected(socket) = socket else {
+            batch.messages.clear();
+            return Err(io::ErrorKind::WouldBlock.into());
+        };
         socket.coalesce(coalesce);
         socket.receive(&mut self.tables, batch)
     }
@@ -418,7 +447,9 @@ impl Host for Sockets {
     fn pause(&mut self, socket: &mut Datagram, paused: bool) {
         // A socket that cannot be paused is asked again; one that cannot be resumed has run into
         // the limits of the host's memory and times out.
-        let _ = socket.watch(&self.epoll, !paused);
+        if let Datagram::Connected(socket) = socket {
+            let _ = socket.watch(&self.epoll, !paused);
+        }
     }
 
     fn pause_listener(&mut self, listener: u32, paused: bool) {
@@ -426,7 +457,10 @@ impl Host for Sockets {
     }
 
     fn next_error(&mut self, socket: &mut Datagram) -> Option<SocketError> {
-        socket.next_error()
+        match socket {
+            Datagram::Connected(socket) => socket.next_error(),
+            Datagram::Beside(_) => None,
+        }
     }
 
     fn pipe(&mut self) -> io::Result<Pipe> {

@@ -59,6 +59,15 @@ impl Late {
     }
 }
 
+/// The listener that has received something.
+#[derive(Clone, Copy, Debug)]
+struct Origin {
+    listener: u32,
+    side: Side,
+    /// The number of its rule.
+    rule: usize,
+}
+
 /// Whether a socket is to be read again.
 #[derive(PartialEq, Eq)]
 enum Next {
@@ -160,7 +169,8 @@ impl<D: std::fmt::Debug> Datagrams<D> {
             let received = ctx.host.receive_listener(listener, &mut batch);
             if let Ok((rule, count)) = &received {
                 for index in 0..*count {
-                    if let Err(reason) = self.take_in(ctx, relays, side, *rule, &batch, index) {
+                    let origin = Origin { listener, side, rule: *rule };
+                    if let Err(reason) = self.take_in(ctx, relays, origin, &batch, index) {
                         ctx.shared.drop(reason);
                     }
                 }
@@ -177,13 +187,12 @@ impl<D: std::fmt::Debug> Datagrams<D> {
         ctx.shared.make_ready(Owner::UdpListener(listener));
     }
 
-    /// Message `index` of `batch` came to a listener of rule `rule`.
+    /// Message `index` of `batch` came to a listener.
     fn take_in<H: Host<Datagram = D>, K: Sink>(
         &mut self,
         ctx: &mut Ctx<'_, H, K>,
         relays: &mut Relays<D>,
-        side: Side,
-        rule: usize,
+        Origin { listener, side, rule }: Origin,
         batch: &Batch,
         index: usize,
     ) -> Result<(), DropReason> {
@@ -196,7 +205,7 @@ impl<D: std::fmt::Debug> Datagrams<D> {
         let key = match ctx.shared.destination(&arrival).map_err(|_| DropReason::Refused)? {
             Destination::Link(key) => key,
             Destination::Splice(target) => {
-                let received = Received { side, peer: from, local: to, payload };
+                let received = Received { listener, side, peer: from, local: to, payload };
                 return relays.take_in(ctx, &received, target);
             }
         };
@@ -205,9 +214,9 @@ impl<D: std::fmt::Debug> Datagrams<D> {
             Some(id) => id,
             None => {
                 let opened = self.open_with_room(ctx, |ctx, id| {
-                    ctx.host.open_udp(Side::Outside, to, from, Token::Datagram(id))
+                    ctx.host.open_beside(listener, to, from, Token::Datagram(id))
                 })?;
-                let (socket, _) = opened.map_err(|_| DropReason::NoSocket)?;
+                let socket = opened.map_err(|_| DropReason::NoSocket)?;
                 self.insert(ctx, key, socket, from, false)?
             }
         };

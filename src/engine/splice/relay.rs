@@ -2,7 +2,7 @@
 //!
 //! The first one from a peer comes to a listener. It opens an exchange of two connected sockets:
 //! one beside the listener, so that replies leave from the address that the peer has used and
-//! later datagrams of the peer arrive there; and one on the other side, connected to the target
+//! later datagrams of the peer arrive there (or keep coming to the listener); and one on the other side, connected to the target
 //! and bound to the peer's port if that is to be had.
 //!
 //! Errors of the far side end here, ECONNREFUSED among them. A peer on loopback gets that from its
@@ -89,6 +89,7 @@ struct Relay<D> {
 /// What a listener has received.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Received<'a> {
+    pub(crate) listener: u32,
     /// The listener's side.
     pub(crate) side: Side,
     pub(crate) peer: Endpoint,
@@ -118,11 +119,11 @@ impl<D: std::fmt::Debug> Relays<D> {
         received: &Received<'_>,
         to: Endpoint,
     ) -> Result<(), DropReason> {
-        let Received { side, peer, local, payload } = *received;
+        let Received { listener, side, peer, local, payload } = *received;
         let key = RelayKey { side, peer, local };
         let id = match self.table.find(&key) {
             Some(id) => id,
-            None => self.open(ctx, key, to)?,
+            None => self.open(ctx, listener, key, to)?,
         };
         let Some((_, relay)) = self.table.get_mut(id) else { return Err(DropReason::TableFull) };
         relay.life.on_sent(ctx.now);
@@ -133,6 +134,7 @@ impl<D: std::fmt::Debug> Relays<D> {
     fn open<H: Host<Datagram = D>, K>(
         &mut self,
         ctx: &mut Ctx<'_, H, K>,
+        listener: u32,
         key: RelayKey,
         to: Endpoint,
     ) -> Result<FlowId, DropReason> {
@@ -141,12 +143,11 @@ impl<D: std::fmt::Debug> Relays<D> {
             return Err(DropReason::BadEndpoint);
         }
         let id = self.table.next_id().ok_or(DropReason::TableFull)?;
-        let mut open = |side, local, remote| {
-            let opened = ctx.host.open_udp(side, local, remote, Token::Relay(id, side));
-            opened.map(|(socket, _)| socket).map_err(|_| DropReason::NoSocket)
-        };
-        let here = open(side, local, peer)?;
-        let there = open(side.other(), Endpoint::new(unspecified(to.addr), peer.port), to)?;
+        let (there, any) = (side.other(), Endpoint::new(unspecified(to.addr), peer.port));
+        let here = ctx.host.open_beside(listener, local, peer, Token::Relay(id, side));
+        let here = here.map_err(|_| DropReason::NoSocket)?;
+        let opened = ctx.host.open_udp(there, any, to, Token::Relay(id, there));
+        let (there, _) = opened.map_err(|_| DropReason::NoSocket)?;
         let relay = Relay {
             sockets: Sides::new(side, here, there),
             remotes: Sides::new(side, peer, to),

@@ -1,5 +1,6 @@
 //! One UDP or ping socket, connected to one remote end.
 
+use super::beside::Beside;
 use super::{Setup, endpoint};
 use crate::flow::{Endpoint, FlowId};
 use crate::host::{Batch, IcmpCause, Message, Outbound, SocketError};
@@ -19,9 +20,18 @@ const QUOTE: usize = 1232;
 /// at full speed. The default is that of some hundred short datagrams.
 const RECEIVE_BUFFER: i32 = 2 << 20;
 
-/// The kernel's datagram sockets; closed on drop.
+/// What an exchange of datagrams goes through.
 #[derive(Debug)]
-pub struct Datagram {
+pub enum Datagram {
+    /// A socket of its own.
+    Connected(Connected),
+    /// The socket of the listener that it came to.
+    Beside(Beside),
+}
+
+/// A socket that is connected to its remote end; closed on drop.
+#[derive(Debug)]
+pub struct Connected {
     fd: OwnedFd,
     family: Family,
     multicast: bool,
@@ -49,7 +59,7 @@ enum Strangers {
 /// What system calls for many messages need, kept for reuse.
 #[derive(Debug, Default)]
 pub(in crate::host) struct Tables {
-    messages: Messages,
+    pub(super) messages: Messages,
     received: Vec<Received>,
 }
 
@@ -77,9 +87,9 @@ impl Tables {
     }
 }
 
-impl Datagram {
+impl Connected {
     /// Makes `socket` one between `local` and `remote`, not watched yet.
-    pub(super) fn connect(
+    pub(super) fn new(
         socket: OwnedFd,
         setup: &Setup,
         local: Endpoint,
@@ -104,7 +114,7 @@ impl Datagram {
         socket::connect(fd, &address)?;
         let ours = endpoint(socket::local_address(fd)?);
         let multicast = remote.addr.is_multicast();
-        let mut this = Self::new(socket, family, token, Strangers::Early);
+        let mut this = Self::with(socket, family, token, Strangers::Early);
         this.multicast = multicast;
         Ok((this, ours))
     }
@@ -126,12 +136,12 @@ impl Datagram {
         socket::set(fd, IntOption::REUSE_ADDRESS, 0)?;
         prefer_port(setup, fd, remote, identifier)?;
         socket::connect(fd, &address)?;
-        let mut this = Self::new(socket, family, Token::Datagram(flow), Strangers::Always);
+        let mut this = Self::with(socket, family, Token::Datagram(flow), Strangers::Always);
         this.watch(epoll, true)?;
         Ok(this)
     }
 
-    const fn new(fd: OwnedFd, family: Family, token: Token, strangers: Strangers) -> Self {
+    const fn with(fd: OwnedFd, family: Family, token: Token, strangers: Strangers) -> Self {
         Self {
             fd,
             family,
@@ -185,7 +195,7 @@ impl Datagram {
         spans: &[Span<'_>],
     ) -> io::Result<usize> {
         let parts = messages.iter().map(|message| (message.spans, message.segment));
-        tables.messages.send(self.as_fd(), parts, spans)
+        tables.messages.send(self.as_fd(), None, parts, spans)
     }
 
     pub(super) fn receive(&mut self, tables: &mut Tables, batch: &mut Batch) -> io::Result<usize> {
@@ -226,7 +236,7 @@ impl Datagram {
     }
 }
 
-impl AsFd for Datagram {
+impl AsFd for Connected {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }

@@ -102,6 +102,14 @@ impl Sockets {
         Ok((interior.process.get(wanted)?, &interior.setup))
     }
 
+    /// How sockets of `side` are set up.
+    pub(super) const fn setup_of(&self, side: Side) -> &Setup {
+        match &self.interior {
+            Some(interior) if matches!(side, Side::Inside) => &interior.setup,
+            _ => &self.setup,
+        }
+    }
+
     /// The next pipe: one that was given back, or a new one.
     pub(super) fn next_pipe(&mut self) -> io::Result<Pipe> {
         self.pipes.pop().map_or_else(Pipe::new, Ok)

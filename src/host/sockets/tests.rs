@@ -268,7 +268,7 @@ fn a_socket_of_datagrams_holds_more_than_the_kernel_s_default() {
     let plain = UdpSocket::bind("127.0.0.1:0").unwrap();
     let default = socket::get(plain.as_fd(), IntOption::RECEIVE_BUFFER).unwrap();
     let (ours, _, _) = udp(&mut sockets(WITHOUT), "127.0.0.1:0");
-    let deep = socket::get(ours.as_fd(), IntOption::RECEIVE_BUFFER).unwrap();
+    let deep = socket::get(fd(&ours), IntOption::RECEIVE_BUFFER).unwrap();
     // The kernel doubles what it is told, up to net.core.rmem_max.
     assert!(deep > default, "{default} to {deep}");
 }
@@ -534,6 +534,12 @@ fn udp(host: &mut Sockets, at: &str) -> (Datagram, UdpSocket, Endpoint) {
     (near, far, ours)
 }
 
+/// The socket of a flow that has one of its own.
+fn fd(of: &Datagram) -> BorrowedFd<'_> {
+    let Datagram::Connected(socket) = of else { panic!("has no socket of its own") };
+    socket.as_fd()
+}
+
 fn end(addr: &str, port: u16) -> Endpoint {
     Endpoint::new(addr.parse().unwrap(), port)
 }
@@ -665,8 +671,7 @@ fn a_closed_port_is_told_with_the_message_that_found_it() {
 fn ttl_is_set_when_it_differs() {
     let mut host = sockets(WITHOUT);
     let (mut near, _far, _) = udp(&mut host, "127.0.0.1:0");
-    let ttl =
-        |near: &Datagram| socket::get(near.as_fd(), IntOption::ttl(Family::V4, false)).unwrap();
+    let ttl = |near: &Datagram| socket::get(fd(near), IntOption::ttl(Family::V4, false)).unwrap();
     for (given, set) in [(3, 3), (3, 3), (255, 255), (0, 1)] {
         let spans = [Span::from_slice(b"x")];
         host.send_messages(&mut near, &plain(1), &spans, given).unwrap();
@@ -764,6 +769,72 @@ fn listeners_tell_who_sent_and_to_where() {
             host.receive_listener(9, &mut Batch::new()).unwrap_err().kind(),
             ErrorKind::NotFound
         );
+    }
+}
+
+/// Gives the right to low ports up, as the sandbox does after the listeners were bound.
+fn give_up_low_ports() {
+    use caps::{CapSet, Capability};
+    caps::drop(None, CapSet::Effective, Capability::CAP_NET_BIND_SERVICE).unwrap();
+}
+
+#[test]
+fn exchanges_on_ports_that_cannot_be_bound_again_share_the_listener() {
+    enter_own_network();
+    let taking = |near: &UdpSocket| {
+        let mut room = [0; 99];
+        let (n, from) = near.recv_from(&mut room).unwrap();
+        (room[..n].to_vec(), endpoint(from))
+    };
+    for (port, through, listen) in [
+        (53, "127.0.0.1", None),
+        (54, "::1", None),
+        (55, "127.0.0.1", Some("0.0.0.0")),
+        (56, "::1", Some("::")),
+        (57, "127.0.0.3", None),
+        (58, "127.0.0.3", Some("127.0.0.3")),
+    ] {
+        let mut host = sockets(WITHOUT);
+        let rules: Rules = vec![Rule { protocol: Protocol::Udp, ..rule(listen, port) }].into();
+        assert_eq!(host.listen(&rules).unwrap().opened, 1);
+        give_up_low_ports();
+        let far = UdpSocket::bind((through, 0)).unwrap();
+        far.send_to(b"knock", (through, port)).unwrap();
+        assert_eq!(event(&host).0, Token::Listener(0));
+        let mut batch = Batch::new();
+        assert_eq!(host.receive_listener(0, &mut batch).unwrap(), (0, 1));
+        let (local, remote) = (batch.messages[0].to.unwrap(), batch.messages[0].from.unwrap());
+        let refused = host.open_udp(Side::Outside, local, remote, Token::Datagram(FLOW));
+        assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EACCES));
+        let mut flow = host.open_beside(0, local, remote, Token::Datagram(FLOW)).unwrap();
+        assert!(matches!(flow, Datagram::Beside(_)));
+        // Messages and runs of them leave from the address that was asked.
+        let spans = [&b"yes"[..], b"4444", b"4444", b"22"].map(Span::from_slice);
+        let run = Outbound { spans: 3, segment: Some(4) };
+        let messages = [Outbound { spans: 1, segment: None }, run];
+        assert_eq!(host.send_messages(&mut flow, &messages, &spans, 0).unwrap(), 2);
+        for expected in [&b"yes"[..], b"4444", b"4444", b"22"] {
+            assert_eq!(taking(&far), (expected.to_vec(), local));
+        }
+        // What follows comes to the listener; pausing the flow is no business of its.
+        host.pause(&mut flow, true);
+        far.send_to(b"again", (through, port)).unwrap();
+        assert_eq!(event(&host).0, Token::Listener(0));
+        assert_eq!(host.receive_listener(0, &mut batch).unwrap(), (0, 1));
+        assert_eq!(batch.get(0).unwrap().1, b"again");
+        let nothing = host.receive_messages(&mut flow, &mut batch, true).unwrap_err();
+        assert_eq!((nothing.kind(), batch.messages.len()), (ErrorKind::WouldBlock, 0));
+        assert_eq!(host.next_error(&mut flow), None);
+        // Ports that we may bind have sockets of their own.
+        let local = Endpoint::new(local.addr, 20_000 + port);
+        let own = host.open_beside(0, local, remote, Token::Datagram(FLOW)).unwrap();
+        assert!(matches!(own, Datagram::Connected(_)));
+        // Without its listener it sends no more.
+        host.listen(&Rules::default()).unwrap();
+        let gone = host.send_messages(&mut flow, &plain(1), &spans[..1], 64).unwrap_err();
+        assert_eq!(gone.kind(), ErrorKind::NotConnected);
+        let all = caps::read(None, caps::CapSet::Permitted).unwrap();
+        caps::set(None, caps::CapSet::Effective, &all).unwrap();
     }
 }
 

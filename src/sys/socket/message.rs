@@ -32,6 +32,17 @@ pub struct Received {
     pub segment: Option<u16>,
 }
 
+/// Where messages of a socket that is not connected go, and what they say of themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Who is to get them, in the family of the socket.
+    pub to: SocketAddr,
+    /// Our address that they come from, in the same family.
+    pub from: IpAddr,
+    /// TTL or hop limit.
+    pub ttl: u8,
+}
+
 /// An entry of a socket's error queue (`struct sock_extended_err`, ip(7)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueuedError {
@@ -84,15 +95,18 @@ impl Messages {
         self.names.resize(n.max(self.names.len()), RawAddress::room());
     }
 
-    /// Sends messages on a connected socket; each takes so many of `spans`, and is, with a segment
-    /// size, a run of datagrams of that size. Returns how many were taken.
+    /// Sends messages on a connected socket, or the way that `route` says; each takes so many of
+    /// `spans`, and is, with a segment size, a run of datagrams of that size. Returns how many were
+    /// taken.
     pub fn send(
         &mut self,
         fd: BorrowedFd<'_>,
+        route: Option<&Route>,
         messages: impl ExactSizeIterator<Item = (usize, Option<u16>)>,
         mut spans: &[Span<'_>],
     ) -> io::Result<usize> {
         self.prepare(messages.len().min(MAX_PIECES));
+        let name = route.map(|route| RawAddress::from(route.to));
         let tables = self.headers.iter_mut().zip(&mut self.controls);
         for ((header, control), (count, segment)) in tables.zip(messages) {
             let (own, rest) = spans.split_at(count.min(spans.len()));
@@ -100,15 +114,17 @@ impl Messages {
             header.msg_hdr.msg_iov = own.as_ptr().cast_mut().cast();
             // More than MAX_PIECES are for the kernel to refuse: a message is sent whole or not.
             header.msg_hdr.msg_iovlen = own.len() as _;
-            if let Some(size) = segment {
-                write_segment_size(&mut header.msg_hdr, control, size);
+            if let Some(name) = &name {
+                header.msg_hdr.msg_name = name.as_ptr().cast_mut().cast();
+                header.msg_hdr.msg_namelen = name.len();
             }
+            write_controls(&mut header.msg_hdr, control, route, segment);
         }
         let count = self.headers.len() as libc::c_uint;
         let table = self.headers.as_mut_ptr();
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         // SAFETY: each header names spans that are borrowed for this call (`Span` has the layout
-        // of `iovec`) and a control buffer of ours that nothing moves until it is over.
+        // of `iovec`), and a control buffer and a name of ours that nothing moves until it is over.
         let n = repeat(|| check(unsafe { libc::sendmmsg(fd.as_raw_fd(), table, count, flags) }))?;
         Ok(usize::try_from(n).unwrap_or(0))
     }
@@ -215,21 +231,69 @@ fn read_error(data: &[u8], quoted: usize) -> Option<QueuedError> {
     })
 }
 
-/// Puts the UDP_SEGMENT message for `size` into `control`.
-fn write_segment_size(message: &mut libc::msghdr, control: &mut Control, size: u16) {
-    message.msg_control = control.0.as_mut_ptr().cast();
-    // SAFETY: no pointers; the macros compute lengths.
-    let (space, len) = unsafe { (libc::CMSG_SPACE(2), libc::CMSG_LEN(2)) };
-    message.msg_controllen = space as _;
-    // SAFETY: the control buffer is aligned, and larger than one message of two bytes, so the
-    // first header and its data lie inside it.
-    unsafe {
-        let header = libc::CMSG_FIRSTHDR(message);
-        (*header).cmsg_level = libc::IPPROTO_UDP;
-        (*header).cmsg_type = libc::UDP_SEGMENT;
-        (*header).cmsg_len = len as _;
-        libc::CMSG_DATA(header).cast::<u16>().write_unaligned(size);
+/// Puts what `route` and `segment` say into `control`, for `message`.
+fn write_controls(
+    message: &mut libc::msghdr,
+    control: &mut Control,
+    route: Option<&Route>,
+    segment: Option<u16>,
+) {
+    let mut used = 0;
+    if let Some(Route { to, from, ttl }) = route {
+        match from {
+            // struct in_pktinfo: interface, local address, destination of the header.
+            IpAddr::V4(from) => {
+                let mut info = [0; size_of::<libc::in_pktinfo>()];
+                info[4..8].copy_from_slice(&from.octets());
+                used = put_control(control, used, (libc::IPPROTO_IP, libc::IP_PKTINFO), &info);
+            }
+            // struct in6_pktinfo: local address, interface.
+            IpAddr::V6(from) => {
+                let mut info = [0; size_of::<libc::in6_pktinfo>()];
+                info[..16].copy_from_slice(&from.octets());
+                used = put_control(control, used, (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO), &info);
+            }
+        }
+        // What goes to a mapped address is IPv4.
+        let kind = if to.ip().to_canonical().is_ipv4() {
+            (libc::IPPROTO_IP, libc::IP_TTL)
+        } else {
+            (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT)
+        };
+        used = put_control(control, used, kind, &libc::c_int::from(*ttl).to_ne_bytes());
     }
+    if let Some(size) = segment {
+        let kind = (libc::IPPROTO_UDP, libc::UDP_SEGMENT);
+        used = put_control(control, used, kind, &size.to_ne_bytes());
+    }
+    if used > 0 {
+        message.msg_control = control.0.as_mut_ptr().cast();
+        message.msg_controllen = used as _;
+    }
+}
+
+/// Puts a control message of this level and type behind the `used` bytes of `control`; returns how
+/// many are used then.
+fn put_control(
+    control: &mut Control,
+    used: usize,
+    (level, kind): (libc::c_int, libc::c_int),
+    data: &[u8],
+) -> usize {
+    let data_len = data.len() as libc::c_uint;
+    // SAFETY: no pointers; the macros compute lengths.
+    let (space, len) = unsafe { (libc::CMSG_SPACE(data_len), libc::CMSG_LEN(data_len)) };
+    let Some(room) = control.0.get_mut(used..used + space as usize) else { return used };
+    let header = room.as_mut_ptr().cast::<libc::cmsghdr>();
+    // SAFETY: `room` has place for header and data, and is aligned: the buffer is, and all spaces
+    // are multiples of the alignment.
+    unsafe {
+        (*header).cmsg_level = level;
+        (*header).cmsg_type = kind;
+        (*header).cmsg_len = len as _;
+        std::ptr::copy_nonoverlapping(data.as_ptr(), libc::CMSG_DATA(header), data.len());
+    }
+    used + space as usize
 }
 
 /// Calls `each` with level, type and data of the control messages that the kernel has written.
