@@ -776,3 +776,103 @@ fn the_vhost_crates_front_end_is_served() {
     front_end.join().expect("front-end");
     assert!(done.load(Ordering::Acquire));
 }
+
+#[test]
+fn a_client_that_comes_before_the_last_words_of_the_one_before_are_read_is_the_next() {
+    let dir = TempDir::new_with_prefix("/tmp/passt-test").expect("directory");
+    let path = dir.as_path().join("socket");
+    let connect = || FrontEnd::new(UnixStream::connect(&path).expect("connect"));
+    for one_off in [false, true] {
+        let epoll = Rc::new(Epoll::new().expect("epoll"));
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).expect("bind");
+        let settings = Settings::default();
+        let link = VhostLink::listen(listener, one_off, Rc::clone(&epoll), settings);
+        let mut link = link.expect("link");
+        for words in [1, 63, 64, 65, 200] {
+            let old = connect();
+            pump(&epoll, &mut link);
+            for _ in 0..words {
+                old.send(SET_OWNER, PLAIN, &[], &[]);
+            }
+            drop(old);
+            let (mut new, mut another) = (connect(), connect());
+            let ended = pump(&epoll, &mut link).ended;
+            assert_eq!(ended, one_off, "{words}");
+            if ended {
+                break; // with status 0, whoever else has come
+            }
+            assert!(another.is_closed(), "{words}: there is one place");
+            assert!(!new.is_closed(), "{words}");
+            new.send(GET_FEATURES, PLAIN, &[], &[]);
+            pump(&epoll, &mut link);
+            assert!(new.reply().is_some(), "{words}");
+            drop(new);
+            pump(&epoll, &mut link);
+            assert!(!link.is_connected());
+        }
+    }
+}
+
+/// Notes what each thread logs.
+struct Lines;
+
+thread_local! {
+    static LINES: std::cell::RefCell<Vec<String>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+impl log::Log for Lines {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        LINES.with(|lines| lines.borrow_mut().push(record.args().to_string()));
+    }
+
+    fn flush(&self) {}
+}
+
+#[test]
+fn a_guest_that_breaks_its_rings_again_and_again_does_not_fill_the_log() {
+    log::set_logger(&Lines).expect("there is no other");
+    log::set_max_level(log::LevelFilter::Info);
+    let said = |words: &str| {
+        LINES.with(|lines| lines.borrow().iter().filter(|line| line.contains(words)).count())
+    };
+    let mut m = Machine::new(Options::default());
+    for round in 1..=50 {
+        m.tx.available_idx.store(1000, std::sync::atomic::Ordering::SeqCst);
+        m.tx.kick.write(1).expect("kick");
+        m.pump();
+        assert_eq!(frames(&mut m.link), 0);
+        assert_eq!(m.link.stats().broken_rings, round);
+        // As after a reset of the device, of one kind and of the other.
+        if round % 2 == 0 {
+            m.say(RESET_DEVICE, &[], &[]);
+            m.rx.reset();
+        } else {
+            m.stop_ring(0);
+            m.stop_ring(1);
+        }
+        m.tx.reset();
+        m.start_rings();
+        assert_eq!(send_one(&mut m), 1);
+    }
+    assert_eq!(said("ring stopped"), 8);
+    // Memory without the rings.
+    let r = &m.memory.regions[1];
+    let table = words(&[1, r.guest, r.size, r.guest + VMM, r.offset]);
+    for _ in 0..50 {
+        m.say(SET_MEM_TABLE, &table, &[m.memory.file.as_raw_fd()]);
+    }
+    assert_eq!(said("is not in shared memory"), 8);
+    // The next client is heard of anew.
+    let (another, n) = (Machine::new(Options::default()), said("ring stopped"));
+    let mut m = another;
+    m.tx.available_idx.store(1000, std::sync::atomic::Ordering::SeqCst);
+    m.tx.kick.write(1).expect("kick");
+    m.pump();
+    frames(&mut m.link);
+    assert_eq!(said("ring stopped"), n + 1);
+}

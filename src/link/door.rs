@@ -2,6 +2,7 @@
 
 use crate::sys::epoll::Epoll;
 use crate::token::{Interest, Token};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -46,6 +47,13 @@ impl Door {
             }
         }
     }
+}
+
+/// Whether the other end, or we, have closed the connection.
+pub(super) fn is_hung_up(stream: &UnixStream) -> bool {
+    // A hang-up is reported without being asked for.
+    let mut fds = [PollFd::new(stream.as_fd(), PollFlags::empty())];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
 }
 
 fn is_out_of_descriptors(error: &io::Error) -> bool {

@@ -12,14 +12,13 @@
 //! business of the link's: they survive a client's going.
 
 use super::arena::{Arena, Shape};
-use super::door::Door;
+use super::door::{self, Door};
 use super::{Control, ETHERNET_HEADER, Frame, LinkCaps, LinkEvents, Offload, Parts, Refused};
 use super::{Sink, Slot, Source};
 use crate::span::{self, Buffer, Span};
 use crate::sys::epoll::Epoll;
 use crate::sys::socket;
 use crate::token::{Interest, Readiness, Token};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
 use std::cell::Cell;
 use std::io;
@@ -154,9 +153,7 @@ impl Client {
 
     /// Whether the other end, or we, have closed the connection.
     fn is_hung_up(&self) -> bool {
-        // A hang-up is reported without being asked for.
-        let mut fds = [PollFd::new(self.stream.as_fd(), PollFlags::empty())];
-        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
+        door::is_hung_up(&self.stream)
     }
 }
 

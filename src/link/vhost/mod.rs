@@ -27,7 +27,7 @@ pub use sink::VhostSink;
 pub use source::VhostSource;
 pub use stats::Stats;
 
-use super::door::Door;
+use super::door::{self, Door};
 use super::{Control, LinkEvents, Parts, Source};
 use crate::sys::epoll::Epoll;
 use crate::sys::fault;
@@ -57,8 +57,21 @@ const CONTROL_INTEREST: Interest =
 /// Messages handled in a row before others get their turn.
 const MESSAGES_PER_EVENT: usize = 64;
 
-/// Refused messages of one client that are logged.
-const LOGGED_REFUSALS: u64 = 8;
+/// Complaints of one kind about one client that are logged.
+const LOGGED: u64 = 8;
+
+/// Complaints of one kind about one client, of which the first few are logged: a guest that starts
+/// and breaks its rings again and again is not to fill the log.
+#[derive(Clone, Copy, Debug, Default)]
+struct Complaints(u64);
+
+impl Complaints {
+    /// Counts one; whether it is to be logged.
+    const fn admit(&mut self) -> bool {
+        self.0 = self.0.saturating_add(1);
+        self.0 <= LOGGED
+    }
+}
 
 /// What the device offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,7 +163,7 @@ struct Client {
     stream: UnixStream,
     /// The front-end will send no more.
     finished: bool,
-    refusals: u64,
+    refusals: Complaints,
 }
 
 impl fmt::Debug for Client {
@@ -167,6 +180,8 @@ pub struct VhostControl {
     epoll: Rc<Epoll>,
     settings: Settings,
     client: Option<Client>,
+    /// It came while messages of the one before it, which has hung up, were still to be handled.
+    next: Option<UnixStream>,
     /// Number of the current client, or of the last.
     number: u32,
     /// How often memory had been lost in this process when we last looked.
@@ -185,22 +200,40 @@ impl VhostControl {
     fn new(door: Door, one_off: bool, epoll: Rc<Epoll>, settings: Settings) -> Self {
         let stats = Stats::default();
         let losses = fault::count();
-        Self { door, one_off, epoll, settings, client: None, number: 0, losses, stats }
+        Self { door, one_off, epoll, settings, client: None, next: None, number: 0, losses, stats }
     }
 
     const fn control_token(&self) -> Token {
         Token::Link(CONTROL.wrapping_add(self.number & 0xff_ffff))
     }
 
-    /// Accepts all that wait. The first becomes the client if there is none; others are sent away.
+    /// Accepts all that wait.
     fn accept(&mut self) {
         while let Some(stream) = self.door.accept() {
-            if self.client.is_some() {
+            self.admit(stream);
+        }
+    }
+
+    /// The first becomes the client if there is none, or the next one if ours has hung up; others
+    /// are sent away.
+    fn admit(&mut self, stream: UnixStream) {
+        match &self.client {
+            None => self.serve(stream),
+            Some(client)
+                if self.next.is_none() && !self.one_off && door::is_hung_up(&client.stream) =>
+            {
+                self.next = Some(stream);
+            }
+            Some(_) => {
                 self.stats.dropped_clients += 1;
                 log::debug!("vhost-user: sent a second client away");
-            } else if let Err(e) = self.connect(stream) {
-                log::warn!("vhost-user: cannot serve a client: {e}");
             }
+        }
+    }
+
+    fn serve(&mut self, stream: UnixStream) {
+        if let Err(e) = self.connect(stream) {
+            log::warn!("vhost-user: cannot serve a client: {e}");
         }
     }
 
@@ -215,7 +248,13 @@ impl VhostControl {
         self.epoll.add(ours.as_fd(), self.control_token(), CONTROL_INTEREST)?;
         let session = Arc::new(Mutex::new(Session::new(Rc::clone(&self.epoll), self.settings)));
         let handler = BackendReqHandler::from_stream(stream, Arc::clone(&session));
-        self.client = Some(Client { session, handler, stream: ours, finished: false, refusals: 0 });
+        self.client = Some(Client {
+            session,
+            handler,
+            stream: ours,
+            finished: false,
+            refusals: Complaints::default(),
+        });
         log::info!("vhost-user: client connected");
         Ok(())
     }
@@ -274,7 +313,8 @@ impl VhostControl {
         Some(LinkEvents { ended: self.one_off, ..LinkEvents::default() })
     }
 
-    /// Takes leave of the client: device reset, memory unmapped.
+    /// Takes leave of the client: device reset, memory unmapped. Turns to the next one if it is here
+    /// already.
     fn disconnect(&mut self, source: &mut VhostSource, sink: &mut VhostSink) {
         let Some(client) = self.client.take() else { return };
         if let Err(e) = self.epoll.delete(client.stream.as_fd()) {
@@ -286,6 +326,9 @@ impl VhostControl {
         source.rebind();
         sink.rebind();
         log::info!("vhost-user: client disconnected");
+        if let Some(next) = self.next.take() {
+            self.serve(next);
+        }
     }
 }
 
@@ -386,8 +429,7 @@ impl Client {
     /// Counts a message that was refused, and logs the first few.
     fn refuse(&mut self, error: &Error, stats: &mut Stats) {
         stats.refused_messages += 1;
-        self.refusals += 1;
-        if self.refusals <= LOGGED_REFUSALS {
+        if self.refusals.admit() {
             log::warn!("vhost-user: message refused: {error}");
         }
     }

@@ -5,6 +5,7 @@
 //! their queue outright, so there is nothing to lock, and the data path uses none of the crate's
 //! accessors (they search the memory map at each access).
 
+use super::Complaints;
 use super::memory::Memory;
 use super::ring::{Layout, View};
 use super::stats::Stats;
@@ -104,6 +105,8 @@ pub(super) struct Queue {
     quiet: bool,
     /// Taken up since someone last asked: what is in it has not been looked at.
     fresh: bool,
+    /// How often it was found broken.
+    broken: Complaints,
 }
 
 impl Queue {
@@ -181,9 +184,10 @@ impl Queue {
         self.call = None;
     }
 
-    /// Everything but what the front-end set up beforehand (`err`) goes back to the start.
+    /// Everything but what the front-end set up beforehand (`err`) goes back to the start. What is
+    /// said of this client is said already.
     pub(super) fn reset(&mut self) {
-        *self = Self { err: self.err.take(), ..Self::default() };
+        *self = Self { err: self.err.take(), broken: self.broken, ..Self::default() };
     }
 
     /// Chains that can be taken, without a look at memory while some are known. `None` when the
@@ -315,7 +319,9 @@ impl Queue {
     /// Stops a ring whose contents cannot be right, and says so once.
     fn fail(&mut self, why: &str, stats: &mut Stats) {
         stats.broken_rings += 1;
-        log::warn!("vhost-user: ring stopped: {why}");
+        if self.broken.admit() {
+            log::warn!("vhost-user: ring stopped: {why}");
+        }
         self.view = None;
         self.signal_broken();
     }

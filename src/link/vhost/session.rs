@@ -8,7 +8,7 @@
 use super::features;
 use super::memory::{MAX_REGIONS, Memory, RegionSpec};
 use super::queue::{Kick, Queue, Signal};
-use super::{KICK, Settings};
+use super::{Complaints, KICK, Settings};
 use crate::sys::epoll::Epoll;
 use crate::token::Token;
 use std::fs::File;
@@ -55,6 +55,8 @@ pub(super) struct Session {
     /// Kept so that the front-end's end stays open: user-mode Linux 6.1 asks for its interrupt
     /// only when it could set this channel up.
     backend: Option<Channel>,
+    /// How often a ring was not in memory.
+    misplaced: Complaints,
     /// Both queues, while a message is handled.
     pub queues: [Queue; QUEUES],
 }
@@ -78,6 +80,7 @@ impl Session {
             protocol: 0,
             memory: Arc::default(),
             backend: None,
+            misplaced: Complaints::default(),
             queues: <[Queue; QUEUES]>::default(),
         }
     }
@@ -139,7 +142,7 @@ impl Session {
     /// of the message that moved it.
     fn attach_all(&mut self) {
         for index in 0..QUEUES as u32 {
-            if self.attach(index).is_err() {
+            if self.attach(index).is_err() && self.misplaced.admit() {
                 log::warn!("vhost-user: ring {index} is not in shared memory");
             }
         }
