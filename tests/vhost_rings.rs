@@ -786,3 +786,38 @@ fn no_kick_and_no_call_is_lost() {
         pump(&m.epoll, &mut m.link);
     }
 }
+
+#[test]
+fn a_frame_may_take_as_many_chains_as_a_ring_may_have_with_bad_ones_among_them() {
+    const SIZE: u16 = 32_768;
+    const LEN: usize = 16_000;
+    let mut m = Machine::silent(Options::default());
+    m.rx = DriverRing::new(m.memory, 0x40_0000, SIZE);
+    m.boot();
+    let (nowhere, place) = (1 << 40, |n: u16| BUFFERS + u64::from(n / 2));
+    let add =
+        |m: &mut Machine, n: u16| m.rx.add(&[room(if n % 2 == 0 { nowhere } else { place(n) }, 1)]);
+    let heads: Vec<u16> = (0..SIZE).map(|n| add(&mut m, n)).collect();
+    m.rx.publish();
+    m.pump();
+    let reserve = |m: &mut Machine, len| m.link.halves().1.reserve(len);
+    assert_eq!(reserve(&mut m, 60_000).expect_err("too many"), Refused::TooLarge);
+    // The bad one at the front has gone back, and makes room for another; the others stay.
+    assert_eq!(m.rx.all_used(), [(heads[0], 0)]);
+    assert_eq!(reserve(&mut m, 60_000).expect_err("too many"), Refused::Full);
+    let frame = pattern(LEN, 3);
+    let slot = reserve(&mut m, LEN).expect("room");
+    let (_, sink) = m.link.halves();
+    sink.write(&slot, 0, &frame);
+    sink.commit(slot, LEN, Offload::default());
+    sink.flush().expect("flush");
+    let used = m.rx.all_used();
+    let good = LEN + 12;
+    let bad = used.iter().take_while(|(_, len)| *len == 0).count();
+    assert_eq!((bad, used.len()), (good - 1, 2 * good - 1));
+    let expected = |first: usize| heads[first..].iter().step_by(2).copied();
+    assert!(used[..bad].iter().map(|used| used.0).eq(expected(2).take(bad)), "bad ones first");
+    assert!(used[bad..].iter().copied().eq(expected(1).take(good).map(|head| (head, 1))));
+    assert_eq!(m.memory.read(BUFFERS + 12, LEN), frame);
+    assert_eq!(m.memory.read(BUFFERS, 12), [2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x8c, 0x3e]);
+}

@@ -29,13 +29,20 @@ struct Chain {
     room: u32,
 }
 
-/// Malformed chains among those of a slot.
-#[derive(Clone, Copy, Debug, Default)]
+/// Malformed chains among those that were just taken.
+#[derive(Debug, Default)]
 struct Bad {
-    /// All of them.
-    all: u16,
-    /// Those before the first good one.
-    leading: u16,
+    /// Their heads, in order.
+    heads: Vec<u16>,
+    /// How many of them came before the first good one.
+    leading: usize,
+}
+
+impl Bad {
+    fn clear(&mut self) {
+        self.heads.clear();
+        self.leading = 0;
+    }
 }
 
 /// A run of chains for one frame.
@@ -61,6 +68,8 @@ pub struct VhostSink {
     pub(super) mtu: usize,
     pub(super) stats: Stats,
     chains: Vec<Chain>,
+    /// Memory for [`VhostSink::gather_chains`].
+    bad: Bad,
     slots: Vec<Open>,
     pieces: Pieces<SpanMut<'static>>,
     /// [`Slot::index`] of the first of `slots`; wraps around.
@@ -150,19 +159,21 @@ impl VhostSink {
         self.untake(first + needed);
     }
 
-    /// Takes chains for `need` bytes behind those that are taken; malformed ones go in front.
-    fn gather_chains(&mut self, need: u64, bad: &mut Bad) -> Result<(), Refused> {
+    /// Takes chains for `need` bytes behind those that are taken. Malformed ones stand apart.
+    fn gather_chains(&mut self, need: u64) -> Result<(), Refused> {
+        self.bad.clear();
         let mergeable = self.features & features::MRG_RXBUF != 0;
         let (first, mut room) = (self.chains.len(), 0u64);
         while room < need {
+            let taken = self.chains.len() + self.bad.heads.len();
             match self.queue.ready(&mut self.stats) {
                 None => return Err(Refused::Down),
                 // A whole ring that is too small will not grow.
-                Some(0) if self.chains.len() - first >= self.queue.size() => {
+                Some(0) if taken - first >= self.queue.size() => {
                     return Err(Refused::TooLarge);
                 }
                 // Never more chains than a ring has, whatever the driver says.
-                Some(_) if self.chains.len() >= self.queue.size() => return Err(Refused::Full),
+                Some(_) if taken >= self.queue.size() => return Err(Refused::Full),
                 Some(0) => return Err(Refused::Full),
                 Some(_) => {}
             }
@@ -185,29 +196,39 @@ impl VhostSink {
                 Err(reason) => {
                     self.stats.count(reason);
                     self.pieces.truncate(start);
-                    self.chains.insert(first + usize::from(bad.all), Chain { head, room: 0 });
-                    bad.all += 1;
-                    bad.leading += u16::from(room == 0);
+                    self.bad.heads.push(head);
+                    self.bad.leading += usize::from(room == 0);
                 }
             }
         }
         Ok(())
     }
 
+    /// Puts the malformed chains in front of those of the slot that begins at `first`; returns how
+    /// many they are.
+    fn line_up(&mut self, first: usize) -> u16 {
+        let heads = &self.bad.heads;
+        if !heads.is_empty() {
+            self.chains.splice(first..first, heads.iter().map(|&head| Chain { head, room: 0 }));
+        }
+        heads.len() as u16
+    }
+
     /// Gives back what [`Self::gather_chains`] took, for the guest's sake: chains go back as if
     /// untouched, malformed ones at once with length 0 as far as they stand in front of all that
     /// is not published.
-    fn scatter_chains(&mut self, chains: usize, pieces: usize, bad: &Bad) {
+    fn scatter_chains(&mut self, chains: usize, pieces: usize) {
         self.pieces.truncate(pieces);
-        if !self.slots.is_empty() {
-            self.untake(chains);
+        let leading = if self.slots.is_empty() { self.bad.leading } else { 0 };
+        self.untake(chains);
+        self.queue.untake((self.bad.heads.len() - leading) as u16);
+        if leading == 0 {
             return;
         }
-        self.untake(usize::from(bad.leading));
-        for (n, chain) in self.chains.drain(..).enumerate() {
-            self.queue.put_used(n as u16, chain.head, 0);
+        for (n, head) in self.bad.heads.iter().take(leading).enumerate() {
+            self.queue.put_used(n as u16, *head, 0);
         }
-        self.queue.publish(bad.leading);
+        self.queue.publish(leading as u16);
         self.queue.notify();
     }
 
@@ -305,22 +326,22 @@ impl Sink for VhostSink {
         let (chains, pieces) = (self.chains.len(), self.pieces.len());
         let need = (header::LEN + len.max(MIN_FRAME)) as u64;
         loop {
-            let mut bad = Bad::default();
-            let Err(refused) = self.gather_chains(need, &mut bad) else {
+            let Err(refused) = self.gather_chains(need) else {
+                let bad = self.line_up(chains);
                 if !self.owed {
                     self.queue.hush();
                 }
                 let index = self.base.wrapping_add(self.slots.len() as u32);
                 self.slots.push(Open {
                     chains: chains as u32,
-                    bad: bad.all,
+                    bad,
                     pieces: pieces as u32,
                     reserved: len as u32,
                     written: None,
                 });
                 return Ok(Slot { index });
             };
-            self.scatter_chains(chains, pieces, &bad);
+            self.scatter_chains(chains, pieces);
             // The driver may not tell of a chain that comes while we ask it to: so try again. Each
             // turn of this loop has one chain more, or the ring is found broken.
             if refused != Refused::Full || !self.queue.arm(&mut self.stats) {
