@@ -225,8 +225,13 @@ impl Host for ChaosHost {
         Ok(Accepted { stream: self.stream(None), peer, local, rule })
     }
 
-    fn watch(&mut self, stream: &mut Handle, token: Token, _interest: Interest) {
-        self.0.borrow_mut().streams.get_mut(&stream.name).expect("open").0 = Some(token);
+    fn watch(&mut self, stream: &mut Handle, token: Token, _: Interest) -> io::Result<()> {
+        let mut shared = self.0.borrow_mut();
+        if shared.streams.get(&stream.name).expect("open").0.is_none() {
+            shared.trouble()?;
+        }
+        shared.streams.get_mut(&stream.name).expect("open").0 = Some(token);
+        Ok(())
     }
 
     fn send(&mut self, stream: &mut Handle, payload: &[Span<'_>]) -> io::Result<usize> {

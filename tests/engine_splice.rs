@@ -247,6 +247,21 @@ fn without_descriptors_for_a_pipe_that_connection_alone_ends() {
 }
 
 #[test]
+fn a_connection_that_cannot_be_watched_is_reset_on_both_sides() {
+    let mut rig = rig(ON);
+    rig.engine.host_mut().state().borrow_mut().watch_errors.push_back(libc::ENOSPC);
+    let local = at(LOOPBACK, HOST_PORT);
+    knock_from(&mut rig, TCP_OUTSIDE, at(LOOPBACK, 4000), local);
+    assert!(rig.sock(0).reset && rig.sock(1).reset);
+    assert_eq!(rig.engine.spliced_connections(), 0);
+    assert_eq!(rig.drops(DropReason::NoSocket), 1);
+    // The next one may be.
+    let socks = knock_from(&mut rig, TCP_OUTSIDE, at(LOOPBACK, 4001), local);
+    assert!(socks.is_some());
+    assert_eq!(rig.engine.spliced_connections(), 1);
+}
+
+#[test]
 fn a_full_table_resets_the_next_connection() {
     let mut rig = Rig::with(Settings { splicing: ON, max_flows: 1, ..settings() });
     let [here, there] = connection(&mut rig);

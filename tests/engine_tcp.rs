@@ -1241,3 +1241,26 @@ fn a_forged_reset_or_syn_is_challenged() {
     }
     assert_eq!(rig.engine.tcp_flows(), 1);
 }
+
+#[test]
+fn a_connection_that_cannot_be_watched_is_reset_on_both_sides() {
+    let unwatched = |rig: &mut Rig| {
+        rig.engine.host_mut().state().borrow_mut().watch_errors.push_back(libc::ENOSPC);
+    };
+    // One from outside is watched for the first time when it is accepted.
+    let mut rig = Rig::new();
+    unwatched(&mut rig);
+    let frames = knock(&mut rig, peer(7, 4000), 0);
+    assert!(read_tcp(frames.last().expect("a reset")).has(RST));
+    assert!(rig.sock(0).reset);
+    assert_eq!((rig.engine.tcp_flows(), rig.engine.waiting()), (0, 0));
+    // One that is established.
+    let mut rig = Rig::new();
+    let mut end = open(&mut rig, false, 4000);
+    unwatched(&mut rig);
+    let frame = end.next(PSH, b"data");
+    let frames = rig.send(frame);
+    assert!(read_tcp(frames.last().expect("a reset")).has(RST));
+    assert!(rig.sock(0).reset);
+    assert_eq!(rig.engine.tcp_flows(), 0);
+}

@@ -116,8 +116,15 @@ pub trait Host {
     /// The next connection of listener `listener`; `WouldBlock` when there is none.
     fn accept(&mut self, listener: u32) -> io::Result<Accepted<Self::Stream>>;
 
-    /// Watches `stream` in the name of `token`; free of system calls when nothing changes.
-    fn watch(&mut self, stream: &mut Self::Stream, token: Token, interest: Interest);
+    /// Watches `stream` in the name of `token`; free of system calls when nothing changes. After an
+    /// error (no memory, or none for more watches) nothing would ever be heard of it: it is to be
+    /// reset.
+    fn watch(
+        &mut self,
+        stream: &mut Self::Stream,
+        token: Token,
+        interest: Interest,
+    ) -> io::Result<()>;
 
     /// Sends from `payload`; returns how many bytes the socket took.
     fn send(&mut self, stream: &mut Self::Stream, payload: &[Span<'_>]) -> io::Result<usize>;

@@ -282,10 +282,8 @@ impl Host for Sockets {
         self.accept_from(listener)
     }
 
-    fn watch(&mut self, stream: &mut Stream, token: Token, interest: Interest) {
-        // Out of memory or watches: the next change tries again, and the flow's own deadlines
-        // end it if there is none.
-        let _ = stream.watch(&self.epoll, token, interest);
+    fn watch(&mut self, stream: &mut Stream, token: Token, interest: Interest) -> io::Result<()> {
+        stream.watch(&self.epoll, token, interest)
     }
 
     fn send(&mut self, stream: &mut Stream, payload: &[Span<'_>]) -> io::Result<usize> {

@@ -31,6 +31,8 @@ pub struct State {
     pub datagrams: Vec<Datagrams>,
     /// What the next opens of such sockets fail with.
     pub open_errors: VecDeque<i32>,
+    /// What the next watches of TCP sockets fail with.
+    pub watch_errors: VecDeque<i32>,
     /// What waits at the UDP listener: payload, sender, and address of ours.
     pub listener: VecDeque<(Vec<u8>, Endpoint, Endpoint)>,
     pub listener_paused: bool,
@@ -56,6 +58,10 @@ pub struct Datagrams {
     pub sent: Vec<(Vec<u8>, u8)>,
     pub incoming: VecDeque<(Vec<u8>, Option<u16>)>,
     pub errors: VecDeque<SocketError>,
+    /// What all sends fail with.
+    pub refusing: Option<i32>,
+    /// How often something was to be sent.
+    pub calls: usize,
     pub paused: bool,
     pub closed: bool,
 }
@@ -264,6 +270,8 @@ impl ScriptHost {
             sent: Vec::new(),
             incoming: VecDeque::new(),
             errors: VecDeque::new(),
+            refusing: None,
+            calls: 0,
             paused: false,
             closed: false,
         });
@@ -310,11 +318,20 @@ impl Host for ScriptHost {
         Ok(Accepted { stream: self.open(peer, None), peer, local, rule })
     }
 
-    fn watch(&mut self, stream: &mut ScriptStream, token: Token, interest: Interest) {
+    fn watch(
+        &mut self,
+        stream: &mut ScriptStream,
+        token: Token,
+        interest: Interest,
+    ) -> io::Result<()> {
+        if let Some(number) = self.state.borrow_mut().watch_errors.pop_front() {
+            return Err(errno(number));
+        }
         stream.with(|sock| {
             sock.token = Some(token);
             sock.interest = interest;
         });
+        Ok(())
     }
 
     fn send(&mut self, stream: &mut ScriptStream, payload: &[Span<'_>]) -> io::Result<usize> {
@@ -470,6 +487,10 @@ impl Host for ScriptHost {
         ttl: u8,
     ) -> io::Result<usize> {
         assert!(!messages.is_empty(), "nothing to send");
+        socket.with(|socket| socket.calls += 1);
+        if let Some(number) = socket.with(|socket| socket.refusing) {
+            return Err(errno(number));
+        }
         let mut spans = spans;
         for message in messages {
             let (mine, rest) = spans.split_at(message.spans);

@@ -307,7 +307,12 @@ impl Host for SimHost {
         Ok(Accepted { stream, peer, local: Endpoint::new(local, GUEST_PORT), rule: 0 })
     }
 
-    fn watch(&mut self, stream: &mut SimStream, token: Token, interest: Interest) {
+    fn watch(
+        &mut self,
+        stream: &mut SimStream,
+        token: Token,
+        interest: Interest,
+    ) -> io::Result<()> {
         let limit = self.weather.socket;
         stream.with(|peer| {
             let socket = &mut peer.socket;
@@ -319,6 +324,7 @@ impl Host for SimHost {
                 }
             }
         });
+        Ok(())
     }
 
     fn send(&mut self, stream: &mut SimStream, payload: &[Span<'_>]) -> io::Result<usize> {

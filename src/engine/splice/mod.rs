@@ -91,7 +91,12 @@ impl<S, P> Splices<S, P> {
             return ctx.shared.drop(DropReason::NoSocket);
         };
         let mut streams = Sides::new(side, accepted, connected);
-        ctx.host.watch(streams.of(side), Token::Splice(id, side), INTEREST);
+        if ctx.host.watch(streams.of(side), Token::Splice(id, side), INTEREST).is_err() {
+            // Without deadlines, nothing would ever end a connection of which we do not hear.
+            ctx.host.reset(streams.outside);
+            ctx.host.reset(streams.inside);
+            return ctx.shared.drop(DropReason::NoSocket);
+        }
         let pipes = Sides { outside: None, inside: None };
         self.flows.insert(Flow { conn: Conn::new(), streams, pipes, queued: false });
     }

@@ -202,7 +202,11 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
         if self.conn.is_closed() {
             return true;
         }
-        ctx.host.watch(&mut self.stream, Token::Tcp(id), self.conn.interest());
+        if ctx.host.watch(&mut self.stream, Token::Tcp(id), self.conn.interest()).is_err() {
+            self.conn.on_socket_error();
+            self.send_segments(ctx, id, key);
+            return true;
+        }
         ctx.shared.deadlines.book(&mut self.booking, Owner::Tcp(id), self.conn.deadline());
         false
     }

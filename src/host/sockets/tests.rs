@@ -54,7 +54,7 @@ fn close(socket: UdpSocket) {
 
 fn readable(host: &mut Sockets, stream: &mut Stream) {
     let interest = Interest { readable: true, ..Interest::default() };
-    host.watch(stream, Token::Tcp(FLOW), interest);
+    host.watch(stream, Token::Tcp(FLOW), interest).unwrap();
     assert!(event(host).1.readable);
 }
 
@@ -98,7 +98,8 @@ fn peeks_skips_and_discards(features: Features, at: &str) {
         &mut stream,
         Token::Tcp(FLOW),
         Interest { read_closed: true, ..Interest::default() },
-    );
+    )
+    .unwrap();
     assert!(event(&host).1.read_closed);
     assert_eq!(peek(&mut host, &mut stream, 2, 2).unwrap(), b"", "the end, behind peeked bytes");
     assert_eq!(host.discard(&mut stream, 2).unwrap(), 2);
@@ -164,7 +165,8 @@ fn a_full_socket_takes_less_than_it_is_given() {
         far.read_to_end(&mut all).unwrap();
         all.len()
     });
-    host.watch(&mut stream, Token::Tcp(FLOW), Interest { writable: true, ..Interest::default() });
+    host.watch(&mut stream, Token::Tcp(FLOW), Interest { writable: true, ..Interest::default() })
+        .unwrap();
     assert!(event(&host).1.writable);
     host.shutdown(&mut stream).unwrap();
     assert_eq!(reader.join().unwrap(), sent);
@@ -278,16 +280,16 @@ fn events_are_programmed_only_when_they_change() {
     let mut host = sockets(WITHOUT);
     let (mut stream, mut far) = pair(&mut host, "127.0.0.1:0");
     let edge = Interest { readable: true, edge: true, ..Interest::default() };
-    host.watch(&mut stream, Token::Tcp(FLOW), edge);
+    host.watch(&mut stream, Token::Tcp(FLOW), edge).unwrap();
     far.write_all(b"x").unwrap();
     assert!(event(&host).1.readable);
     // Programming again would repeat the edge.
-    host.watch(&mut stream, Token::Tcp(FLOW), edge);
+    host.watch(&mut stream, Token::Tcp(FLOW), edge).unwrap();
     let mut events = Events::with_capacity(1);
     let none = host.epoll.wait(&mut events, Some(crate::time::Duration::ZERO)).unwrap();
     assert_eq!(none, 0);
     let other = FlowId::new(8, 4);
-    host.watch(&mut stream, Token::Tcp(other), edge);
+    host.watch(&mut stream, Token::Tcp(other), edge).unwrap();
     assert_eq!(event(&host).0, Token::Tcp(other));
 }
 

@@ -121,6 +121,11 @@ pub(super) struct Socket {
     pub(super) sent: Vec<Sent>,
     /// What the next sends come to; when empty, everything is taken.
     pub(super) outcomes: VecDeque<Result<usize, i32>>,
+    /// What all sends fail with, once they have run out.
+    pub(super) refusing: Option<i32>,
+    /// Calls that were to send, and the messages that they were given.
+    pub(super) calls: usize,
+    pub(super) offered: usize,
     pub(super) inbox: VecDeque<(Vec<u8>, Message)>,
     pub(super) errors: VecDeque<SocketError>,
     pub(super) coalesce: bool,
@@ -168,6 +173,9 @@ impl Native {
             paused: false,
             sent: Vec::new(),
             outcomes: VecDeque::new(),
+            refusing: None,
+            calls: 0,
+            offered: 0,
             inbox: VecDeque::new(),
             errors: VecDeque::new(),
             coalesce: false,
@@ -243,7 +251,10 @@ impl Host for Native {
         ttl: u8,
     ) -> io::Result<usize> {
         let socket = &mut self.sockets[*socket];
-        let n = match socket.outcomes.pop_front() {
+        socket.calls += 1;
+        socket.offered += messages.len();
+        let outcome = socket.outcomes.pop_front().or(socket.refusing.map(Err));
+        let n = match outcome {
             Some(Ok(n)) => n.min(messages.len()),
             Some(Err(errno)) => return Err(io::Error::from_raw_os_error(errno)),
             None => messages.len(),
@@ -305,7 +316,9 @@ impl Host for Native {
         Err(io::ErrorKind::WouldBlock.into())
     }
 
-    fn watch(&mut self, (): &mut (), _: Token, _: Interest) {}
+    fn watch(&mut self, (): &mut (), _: Token, _: Interest) -> io::Result<()> {
+        Ok(())
+    }
 
     fn send(&mut self, (): &mut (), _: &[Span<'_>]) -> io::Result<usize> {
         Ok(0)
