@@ -219,6 +219,40 @@ fn while_the_link_is_down_datagrams_wait_in_their_sockets() {
 }
 
 #[test]
+fn what_waits_for_long_for_a_guest_that_is_not_there_does_not_reach_the_next() {
+    let to = Endpoint::new([192, 0, 2, 1].into(), HOST_PORT);
+    for (millis, stale) in [(900, false), (1100, true)] {
+        let mut rig = opened(false);
+        // One finds no room any more, another is not even received, and so is a third at the door.
+        rig.link.sink.free = 1;
+        assert_eq!(rig.remote_sends(0, &[b"seen", b"late"]).len(), 1);
+        rig.link.sink.free = 100;
+        rig.link.sink.down = true;
+        let from = Endpoint::new([198, 51, 100, 1].into(), 9);
+        rig.datagrams(0).incoming.push_back((b"later".to_vec(), None));
+        rig.engine.host_mut().state().borrow_mut().listener.push_back((vec![1], from, to));
+        assert!(rig.ready(Token::Listener(1), READABLE).is_empty());
+        rig.now = rig.now + Duration::from_millis(millis);
+        rig.link.sink.down = false;
+        rig.engine.on_link_up(rig.link.halves().1, rig.now);
+        let is_udp = |frame: &&Vec<u8>| frame[12..14] == [8, 0];
+        let got: Vec<_> = rig.flush().iter().filter(is_udp).map(|f| read_udp(f)).collect();
+        let all = [&b"late"[..], b"later", &[1]];
+        assert_eq!(got, if stale { &[][..] } else { &all[..] });
+        assert_eq!(rig.drops(DropReason::Stale), if stale { 3 } else { 0 });
+        // From now on all is as ever.
+        assert!(!rig.datagrams(0).paused);
+        assert_eq!(rig.engine.waiting(), 0);
+        let frames = rig.remote_sends(0, &[b"new"]);
+        assert_eq!(frames.iter().map(|f| read_udp(f)).collect::<Vec<_>>(), [b"new"]);
+        // A link that was not down has nothing that is stale.
+        rig.now = rig.now + Duration::from_secs(60);
+        rig.engine.on_link_up(rig.link.halves().1, rig.now);
+        assert_eq!(rig.drops(DropReason::Stale), if stale { 3 } else { 0 });
+    }
+}
+
+#[test]
 fn frames_that_never_fit_are_counted_and_hold_up_nothing() {
     let mut rig = opened(false);
     rig.link.sink.size = 200;

@@ -262,6 +262,26 @@ fn a_connection_that_cannot_be_watched_is_reset_on_both_sides() {
 }
 
 #[test]
+fn an_exchange_that_refuses_one_datagram_after_the_other_is_tried_a_few_times() {
+    let mut rig = rig(ON);
+    let (from, to) = (at(LOOPBACK, 4000), at(LOOPBACK, HOST_PORT));
+    datagram_to(&mut rig, UDP_OUTSIDE, b"first", from, to);
+    let token = rig.datagrams(0).token;
+    for _ in 0..20 {
+        rig.datagrams(0).incoming.push_back((vec![7; 64], Some(1)));
+    }
+    rig.datagrams(1).refusing = Some(libc::ECONNREFUSED);
+    rig.ready(token, READABLE);
+    let calls = rig.datagrams(1).calls;
+    assert!(calls < 100, "{calls} calls for {} datagrams", 20 * 64);
+    assert_eq!(rig.drops(DropReason::NotSent), 20 * 64, "each is counted");
+    rig.datagrams(1).refusing = None;
+    rig.datagrams(0).incoming.push_back((vec![8; 3], None));
+    rig.ready(token, READABLE);
+    assert_eq!(rig.datagrams(1).sent.last().expect("sent").0, [8; 3]);
+}
+
+#[test]
 fn a_full_table_resets_the_next_connection() {
     let mut rig = Rig::with(Settings { splicing: ON, max_flows: 1, ..settings() });
     let [here, there] = connection(&mut rig);

@@ -56,6 +56,8 @@ reasons! {
     NoFlow => "segment without a flow",
     /// The guest gave no room and the frame could not wait.
     NoRoom => "no room towards the guest",
+    /// A datagram that had waited for a guest that was not there.
+    Stale => "datagram came while there was no guest",
     /// A frame larger than the guest's buffers.
     TooLarge => "frame larger than the guest's buffers",
     /// A message to a flow's socket from someone else than the flow's remote end.

@@ -42,6 +42,11 @@ impl<K: Copy + Ord> Line<K> {
         Some(who)
     }
 
+    /// All who wait, in order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = K> {
+        self.turns.values().copied()
+    }
+
     /// How many wait.
     pub(crate) fn len(&self) -> usize {
         self.turns.len()

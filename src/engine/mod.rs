@@ -47,6 +47,10 @@ use std::net::Ipv6Addr;
 /// How long listeners rest when the process is out of descriptors.
 const STARVED_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long datagrams wait for a guest that is not there, or cannot receive: for longer than it takes
+/// to stop and go on, and not until another one comes.
+const STALE: Duration = Duration::from_secs(1);
+
 /// The shortest frame that Ethernet knows, without FCS: where it finds no room, none does.
 const LEAST_FRAME: usize = 60;
 
@@ -119,6 +123,8 @@ pub(crate) struct Shared {
     waiting: Line<Owner>,
     /// Who has used up its share of this turn and has more to do.
     ready: Line<Owner>,
+    /// Since when datagrams wait for a guest that is not there.
+    down_since: Option<Instant>,
     pub(crate) drops: Drops,
     /// The identification of the next datagram that we fragment.
     fragment_id: u32,
@@ -152,9 +158,21 @@ impl Shared {
         self.ready.join(owner);
     }
 
+    /// Who waits for room towards the guest.
+    pub(crate) fn waiting(&self) -> Vec<Owner> {
+        self.waiting.iter().collect()
+    }
+
     /// `owner` goes on when the guest gives room.
     pub(crate) fn wait_for_room(&mut self, owner: Owner) {
         self.waiting.join(owner);
+    }
+
+    /// A datagram cannot be delivered at `now`, and waits.
+    pub(crate) fn note(&mut self, refused: Refused, now: Instant) {
+        if refused == Refused::Down {
+            self.down_since.get_or_insert(now);
+        }
     }
 
     /// `owner` is going away: it waits for nothing.
@@ -248,6 +266,7 @@ impl<H: Host> Engine<H> {
             deadlines: Deadlines::default(),
             waiting: Line::default(),
             ready: Line::default(),
+            down_since: None,
             drops: Drops::default(),
             fragment_id,
         };
@@ -435,12 +454,17 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// A guest has become able to receive: makes it show its addresses.
+    /// A guest has become able to receive: makes it show its addresses. Datagrams that have waited
+    /// for it for long are dropped: they may be for another, who had the address before.
     pub fn on_link_up<K: Sink>(&mut self, sink: &mut K, now: Instant) {
         // Whoever comes now has heard of no neighbour yet.
         self.shared.neighbours.forget_news();
+        let late = self.shared.down_since.take().is_some_and(|since| now.since(since) > STALE);
         let mut ctx = Self::ctx(&mut self.host, &mut self.shared, sink, now);
         ingress::greet(&mut ctx);
+        if late {
+            self.flows.datagrams.drop_waiting(&mut ctx);
+        }
         self.on_room(sink, now);
     }
 

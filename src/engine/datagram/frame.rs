@@ -65,19 +65,24 @@ pub(super) fn deliver<H, K: Sink>(
         return deliver_echo(ctx, key, payload).map_err(whole);
     }
     let caps = ctx.sink.caps();
-    match segment.filter(|&size| usize::from(size) < payload.len()) {
-        Some(size) if !may_segment(ctx, key, &caps, size) => {
-            let mut done = 0;
-            for part in payload.chunks(usize::from(size).max(1)) {
-                send(ctx, key, &caps, &Message::new(key, part.len()), &[part], None)
-                    .map_err(|refused| Undelivered { refused, done })?;
-                done += part.len();
-            }
-            Ok(())
+    let message = Message::new(key, payload.len());
+    let Some(size) = segment.filter(|&size| usize::from(size) < payload.len()) else {
+        return send(ctx, key, &caps, &message, &[payload], None).map_err(whole);
+    };
+    if may_segment(ctx, key, &caps, size) {
+        match send(ctx, key, &caps, &message, &[payload], Some(size)) {
+            // The guest's buffers may hold the datagrams that they do not hold together.
+            Err(Refused::TooLarge) => {}
+            outcome => return outcome.map_err(whole),
         }
-        segment => send(ctx, key, &caps, &Message::new(key, payload.len()), &[payload], segment)
-            .map_err(whole),
     }
+    let mut done = 0;
+    for part in payload.chunks(usize::from(size).max(1)) {
+        send(ctx, key, &caps, &Message::new(key, part.len()), &[part], None)
+            .map_err(|refused| Undelivered { refused, done })?;
+        done += part.len();
+    }
+    Ok(())
 }
 
 /// Sends datagrams of one size, but for a shorter last one, in one frame that the link will cut.

@@ -25,7 +25,7 @@ use crate::token::Token;
 use crate::translate::datagram::Lifetime;
 use crate::wire::{icmpv4, icmpv6, protocol, udp};
 use receive::Late;
-pub(super) use send::{MAX_ROUND, run_length};
+pub(super) use send::{Pace, run_length};
 use std::net::IpAddr;
 
 /// Datagrams that one segmented frame stands for at most (`UDP_MAX_SEGMENTS` of Linux).

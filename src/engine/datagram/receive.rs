@@ -2,6 +2,10 @@
 //!
 //! They wait in the socket while the guest gives no room. Those of a batch that had been received
 //! when the room ended wait with the flow, within bounds, and are delivered first.
+//!
+//! What has waited for a second or more for a guest that is not there is dropped when one comes:
+//! nobody waits for an answer any more, and it may be another guest. A ring that is stopped for a
+//! moment, or has no buffers, loses nothing.
 
 use super::frame::{Undelivered, deliver, deliver_run};
 use super::send::{MAX_RUN, run_length};
@@ -15,13 +19,16 @@ use crate::host::{Batch, Host};
 use crate::link::{ETHERNET_HEADER, Refused, Sink};
 use crate::token::{Readiness, Token};
 use std::collections::VecDeque;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 
 /// Batches that one socket delivers before others get their turn.
 const BATCHES: usize = 4;
 
 /// Bytes that all flows may keep for want of room in the guest.
 const MAX_LATE: usize = 8 << 20;
+
+/// Batches that are dropped at a time: more than a socket holds of the shortest datagrams.
+const MAX_STALE: usize = 128;
 
 /// A frame of the least length: if there is no room for this, there is none.
 const LEAST_FRAME: usize = ETHERNET_HEADER + 46;
@@ -159,7 +166,7 @@ impl<D: std::fmt::Debug> Datagrams<D> {
         // What cannot go to the guest does not wait for it.
         let to_guest = side == Side::Outside && !ctx.shared.settings.splicing.only;
         for _ in 0..BATCHES {
-            let full = to_guest && room(ctx.sink).is_err();
+            let full = to_guest && room(ctx).is_err();
             ctx.host.pause_listener(listener, full);
             if full {
                 self.queued_listeners.push(listener);
@@ -185,6 +192,25 @@ impl<D: std::fmt::Debug> Datagrams<D> {
         }
         self.queued_listeners.push(listener);
         ctx.shared.make_ready(Owner::UdpListener(listener));
+    }
+
+    /// Drops what waits for room towards the guest, in our memory and in sockets.
+    pub(crate) fn drop_waiting<H: Host<Datagram = D>, K>(&mut self, ctx: &mut Ctx<'_, H, K>) {
+        for owner in ctx.shared.waiting() {
+            let mut batch = std::mem::take(&mut self.scratch.batch);
+            match owner {
+                Owner::Datagram(id) => {
+                    if let Some((_, flow)) = self.table.get_mut(id) {
+                        flow.drop_waiting(ctx, &mut batch, &mut self.late_bytes);
+                    }
+                }
+                Owner::UdpListener(listener) => drop_all(ctx, |ctx| {
+                    ctx.host.receive_listener(listener, &mut batch).map(|(_, count)| count)
+                }),
+                _ => {}
+            }
+            self.scratch.batch = batch;
+        }
     }
 
     /// Message `index` of `batch` came to a listener.
@@ -236,13 +262,35 @@ impl<D: std::fmt::Debug> Datagrams<D> {
     }
 }
 
-fn room<K: Sink>(sink: &mut K) -> Result<(), Refused> {
-    let slot = sink.reserve(LEAST_FRAME)?;
-    sink.cancel(slot);
+fn room<H, K: Sink>(ctx: &mut Ctx<'_, H, K>) -> Result<(), Refused> {
+    let slot = ctx.reserve(LEAST_FRAME).inspect_err(|&why| ctx.shared.note(why, ctx.now))?;
+    ctx.sink.cancel(slot);
     Ok(())
 }
 
+/// Takes messages until there are no more, and drops them.
+fn drop_all<H, K>(
+    ctx: &mut Ctx<'_, H, K>,
+    mut receive: impl FnMut(&mut Ctx<'_, H, K>) -> io::Result<usize>,
+) {
+    for _ in 0..MAX_STALE {
+        let Ok(count) = receive(ctx) else { return };
+        (0..count).for_each(|_| ctx.shared.drop(DropReason::Stale));
+    }
+}
+
 impl<D: std::fmt::Debug> Flow<D> {
+    fn drop_waiting<H: Host<Datagram = D>, K>(
+        &mut self,
+        ctx: &mut Ctx<'_, H, K>,
+        batch: &mut Batch,
+        late_bytes: &mut usize,
+    ) {
+        self.late.waiting.drain(..).for_each(|_| ctx.shared.drop(DropReason::Stale));
+        *late_bytes = late_bytes.saturating_sub(std::mem::take(&mut self.late.bytes));
+        drop_all(ctx, |ctx| ctx.host.receive_messages(&mut self.socket, batch, false));
+    }
+
     fn receive<H: Host<Datagram = D>, K: Sink>(
         &mut self,
         ctx: &mut Ctx<'_, H, K>,
@@ -257,7 +305,7 @@ impl<D: std::fmt::Debug> Flow<D> {
         let coalesce =
             if key.guest.is_ipv4() { caps.udp4_segmentation } else { caps.udp6_segmentation };
         for _ in 0..BATCHES {
-            if room(ctx.sink).is_err() {
+            if room(ctx).is_err() {
                 return Next::Wait;
             }
             let count = match ctx.host.receive_messages(&mut self.socket, batch, coalesce) {
@@ -366,7 +414,10 @@ impl<D: std::fmt::Debug> Flow<D> {
                     ctx.shared.drop(DropReason::TooLarge);
                     return Next::Idle;
                 }
-                Err(undelivered) => done = undelivered.done,
+                Err(undelivered) => {
+                    ctx.shared.note(undelivered.refused, ctx.now);
+                    done = undelivered.done;
+                }
             }
         }
         let payload = payload.get(done..).unwrap_or_default().to_vec();
@@ -404,7 +455,8 @@ impl<D: std::fmt::Debug> Flow<D> {
                 Err(Undelivered { done: 0, .. }) if first.tries >= TRIES => {
                     ctx.shared.drop(DropReason::NoRoom);
                 }
-                Err(Undelivered { done, .. }) => {
+                Err(Undelivered { done, refused }) => {
+                    ctx.shared.note(refused, ctx.now);
                     first.tries = if done == 0 { first.tries + 1 } else { 0 };
                     first.payload.drain(..done.min(first.payload.len()));
                     left = first.payload.len().saturating_add(OVERHEAD);

@@ -15,9 +15,34 @@ pub(super) const MAX_RUN: usize = 64;
 /// Bytes of one UDP_SEGMENT send at most: what an IP packet holds.
 const MAX_RUN_BYTES: usize = 65_000;
 
-/// Datagrams that are handed to the socket at once: where each is refused for itself, they are
-/// handed over again and again.
-pub(in crate::engine) const MAX_ROUND: usize = 256;
+/// Datagrams that are handed to the socket at once.
+const MAX_ROUND: usize = 256;
+
+/// Errors in the datagrams of one frame after which its others are not tried any more: they have
+/// the same size and the same way to go.
+const MAX_TROUBLE: usize = 2;
+
+/// How many datagrams to hand to a socket at once. Where one after the other meets an error, all
+/// behind it are handed over in vain: so there are few of them then, and more again as they go.
+#[derive(Debug)]
+pub(in crate::engine) struct Pace(usize);
+
+impl Pace {
+    /// As many as there may be.
+    pub(in crate::engine) const fn new() -> Self {
+        Self(MAX_ROUND)
+    }
+
+    /// How many are next.
+    pub(in crate::engine) const fn most(&self) -> usize {
+        self.0
+    }
+
+    /// A round has ended, with an error or without.
+    pub(in crate::engine) fn on_round(&mut self, troubled: bool) {
+        self.0 = if troubled { 1 } else { (self.0 * 2).min(MAX_ROUND) };
+    }
+}
 
 /// Bytes of a refused datagram that the guest is told: what an ICMP error may quote (RFC 1812
 /// 4.3.2.3).
@@ -49,23 +74,36 @@ impl<D: std::fmt::Debug> Flow<D> {
             all.iter().for_each(|_| self.life.on_answered(ctx.now));
         }
         let mut rest = &all[..];
+        let mut pace = Pace::new();
+        // The frame whose datagrams were the last to meet errors, and how many.
+        let (mut frame, mut errors) = (None, 0);
         // Each round sends, or gives up, at least one datagram, or rules segmentation out.
-        while let Some(ttl) = rest.first().map(|cut| cut.ttl) {
-            let same = rest.iter().take(MAX_ROUND).take_while(|cut| cut.ttl == ttl).count();
+        while let Some(first) = rest.first().copied() {
+            let same = rest.iter().take(pace.most()).take_while(|cut| cut.ttl == first.ttl).count();
             let now = rest.get(..same).unwrap_or_default();
-            match self.send_some(ctx, key, now, source, scratch, ttl) {
+            let Round { sent, troubled } = self.send_some(ctx, key, now, source, scratch);
+            match sent {
                 Sent::Taken(n) => rest = rest.get(n.clamp(1, same)..).unwrap_or_default(),
-                Sent::Refused(n) => {
-                    let n = n.clamp(1, same);
-                    (0..n).for_each(|_| ctx.shared.drop(DropReason::NotSent));
-                    rest = rest.get(n..).unwrap_or_default();
+                Sent::Refused(n) => rest = give_up(ctx, rest, n.clamp(1, same)),
+                Sent::WithoutSegmentation => {
+                    self.no_segmentation = true;
+                    continue;
                 }
-                Sent::WithoutSegmentation => self.no_segmentation = true,
+            }
+            pace.on_round(troubled);
+            if troubled {
+                errors = if frame == Some(first.frame) { errors + 1 } else { 1 };
+                frame = Some(first.frame);
+            }
+            if troubled && errors >= MAX_TROUBLE {
+                let n = rest.iter().take_while(|cut| cut.frame == first.frame).count();
+                rest = give_up(ctx, rest, n);
             }
         }
     }
 
-    /// Sends `cuts`, which have one TTL, as far as the socket goes along.
+    /// Sends `cuts`, of which there is one at least and which have one TTL, as far as the socket goes
+    /// along.
     fn send_some<H: Host<Datagram = D>, K: Sink, S: Source>(
         &mut self,
         ctx: &mut Ctx<'_, H, K>,
@@ -73,8 +111,8 @@ impl<D: std::fmt::Debug> Flow<D> {
         cuts: &[Cut],
         source: &S,
         scratch: &mut Scratch,
-        ttl: u8,
-    ) -> Sent {
+    ) -> Round {
+        let ttl = cuts.first().map_or(0, |cut| cut.ttl);
         let mut spans: Vec<Span<'_>> = recycle(std::mem::take(&mut scratch.spans));
         scratch.messages.clear();
         let mut runs = Vec::new();
@@ -96,7 +134,8 @@ impl<D: std::fmt::Debug> Flow<D> {
             at += run;
         }
         let mut result = ctx.host.send_messages(&mut self.socket, &scratch.messages, &spans, ttl);
-        if result.as_ref().is_err_and(|e| e.kind() != ErrorKind::WouldBlock) {
+        let troubled = result.as_ref().is_err_and(|e| e.kind() != ErrorKind::WouldBlock);
+        if troubled {
             // It may be an error of an earlier datagram that stands in the way: report that one,
             // and try once more.
             self.report_errors(ctx, key);
@@ -115,14 +154,28 @@ impl<D: std::fmt::Debug> Flow<D> {
         }
         scratch.spans = recycle(spans);
         let sum = |n: usize| runs.iter().take(n).sum::<usize>();
-        match result {
+        let sent = match result {
             Ok(0) => Sent::Refused(sum(1)),
             Ok(n) => Sent::Taken(sum(n)),
             Err(e) if e.kind() == ErrorKind::WouldBlock => Sent::Refused(cuts.len()),
             Err(_) if segmented => Sent::WithoutSegmentation,
             Err(_) => Sent::Refused(1),
-        }
+        };
+        Round { sent, troubled }
     }
+}
+
+/// The first `n` datagrams will not go; returns the others.
+fn give_up<'a, H, K>(ctx: &mut Ctx<'_, H, K>, rest: &'a [Cut], n: usize) -> &'a [Cut] {
+    (0..n).for_each(|_| ctx.shared.drop(DropReason::NotSent));
+    rest.get(n..).unwrap_or_default()
+}
+
+/// A call for datagrams to be sent.
+struct Round {
+    sent: Sent,
+    /// There was an error, be it one of an earlier datagram.
+    troubled: bool,
 }
 
 /// What came of sending.

@@ -125,6 +125,44 @@ fn a_datagram_that_the_host_refuses_stops_no_other() {
     assert_eq!(net.engine.drops().get(DropReason::NotSent), 4);
 }
 
+/// What so many segmented frames of 128 datagrams each cost a socket that has refused runs before:
+/// calls, and messages that were handed over.
+fn cost_of_trouble(frames: usize, trouble: impl Fn(&mut Socket)) -> (usize, usize) {
+    let mut net = Net::new(1500);
+    net.frame(outgoing(V4, b"first"));
+    let socket = &mut net.host().sockets[0];
+    (socket.calls, socket.offered) = (0, 0);
+    trouble(socket);
+    net.frames(&vec![(outgoing(V4, &[7; 128]), segmented(1)); frames]);
+    let socket = &net.host().sockets[0];
+    let (cost, sent) = ((socket.calls, socket.offered), socket.sent.len() - 1);
+    assert_eq!(net.engine.drops().get(DropReason::NotSent) as usize, frames * 128 - sent);
+    cost
+}
+
+#[test]
+fn a_destination_that_refuses_everything_costs_a_few_calls_a_frame() {
+    let (calls, offered) = cost_of_trouble(256, |socket| socket.refusing = Some(libc::EPERM));
+    assert!(calls <= 256 * 5 && offered <= 256 * 10, "{calls}, {offered}");
+    // Each datagram brings an error about, which the next call tells of before it sends one.
+    let (calls, offered) = cost_of_trouble(256, |socket| {
+        socket.outcomes = [Err(libc::EINVAL); 2].into();
+        let one_by_one = [Err(libc::ECONNREFUSED), Ok(1)];
+        socket.outcomes.extend(one_by_one.into_iter().cycle().take(256 * 128 * 2));
+    });
+    assert!(calls <= 256 * 5 && offered <= 256 * 10, "{calls}, {offered}");
+}
+
+#[test]
+fn after_an_error_all_that_can_be_sent_is_sent_in_few_calls() {
+    let (calls, _) = cost_of_trouble(256, |socket| {
+        // Runs are refused, and later one datagram.
+        socket.outcomes = [Err(libc::EINVAL), Err(libc::EINVAL), Ok(200)].into();
+        socket.outcomes.extend([Err(libc::EPERM), Err(libc::EPERM)]);
+    });
+    assert!((128..=150).contains(&calls), "{calls}");
+}
+
 #[test]
 fn an_earlier_error_does_not_cost_a_datagram() {
     let mut net = Net::new(1500);
@@ -438,6 +476,34 @@ fn flows_of_one_batch_do_not_make_way_for_each_other() {
 }
 
 #[test]
+fn a_socket_that_cannot_be_watched_is_no_flow() {
+    let mut net = Net::new(1500);
+    net.host().refuse = Some(libc::ENOSPC);
+    net.frame(outgoing(V4, b"?"));
+    net.knock(end("198.51.100.8", 9), end("192.0.2.10", 8003), b"?");
+    assert_eq!(net.engine.datagram_flows(), 0);
+    assert_eq!(net.engine.drops().get(DropReason::NoSocket), 2);
+    net.host().refuse = None;
+    net.frame(outgoing(V4, b"?"));
+    assert_eq!(net.engine.datagram_flows(), 1);
+}
+
+#[test]
+fn what_keeps_coming_to_a_listener_belongs_to_its_flow() {
+    // As where the flow has no socket of its own: all of it comes to the listener.
+    let mut net = Net::new(1500);
+    net.frame(outgoing(V4, b"here I am"));
+    let (peer, local) = (end("198.51.100.8", 9), end("192.0.2.10", 8003));
+    for payload in [&b"one"[..], b"two", b"three"] {
+        net.knock(peer, local, payload);
+        assert_eq!(net.received().udp(), (peer, end("192.0.2.10", 5003), payload));
+        net.frame(datagram(end("192.0.2.10", 5003), peer, payload));
+    }
+    assert_eq!(net.engine.datagram_flows(), 2);
+    assert_eq!(net.host().sockets[1].sent, [sent(b"one"), sent(b"two"), sent(b"three")]);
+}
+
+#[test]
 fn a_host_without_a_way_tells_the_guest() {
     for (errno, v4, v6) in [
         (libc::ENETUNREACH, [3, 0], [1, 0]),
@@ -601,6 +667,24 @@ fn runs_from_outside_stay_runs_where_the_link_can_carry_them() {
     let cut = Segmentation { kind: SegmentationKind::Udp, size: 100, header_len };
     assert_eq!(packet.offload.segmentation, Some(cut));
     assert_eq!(packet.udp().2, bytes);
+    // What the guest's buffers do not hold together comes one by one, now and later.
+    net.guest.caps.max_frame = 42 + 100;
+    net.host().sockets[0].inbox.push_back((bytes.clone(), run));
+    net.event(0);
+    for part in bytes.chunks(100) {
+        assert_eq!(net.received().udp().2, part);
+    }
+    net.guest.room = 1;
+    net.host().sockets[0].inbox.push_back((bytes.clone(), run));
+    net.event(0);
+    net.guest.room = 100;
+    net.engine.on_room(&mut net.guest, net.now);
+    for part in bytes.chunks(100) {
+        assert_eq!(net.received().udp().2, part);
+    }
+    net.nothing_more();
+    assert_eq!(net.engine.drops().get(DropReason::TooLarge), 0);
+    net.guest.caps.max_frame = 14 + 65_535;
     // Datagrams of a size that the guest's network would not carry are cut, and fragmented.
     let large = Message { len: 4000, segment: Some(2000), ..run };
     net.host().sockets[0].inbox.push_back((vec![1; 4000], large));

@@ -12,7 +12,7 @@
 
 use super::Sides;
 use crate::engine::counters::DropReason;
-use crate::engine::datagram::{MAX_ROUND, run_length, unspecified};
+use crate::engine::datagram::{Pace, run_length, unspecified};
 use crate::engine::{Ctx, Owner};
 use crate::flow::deadline::Booking;
 use crate::flow::table::{FlowHasher, Key, Table};
@@ -32,6 +32,9 @@ const MAX_ERRORS: usize = 16;
 /// How often in a row a socket may say that there is an error where none is to be found, before the
 /// exchange ends: it would say so for ever.
 const MAX_FRUITLESS: u8 = 16;
+
+/// Errors in what one call has received after which the rest of it is not tried any more.
+const MAX_TROUBLE: usize = 32;
 
 /// The TTL of what we send. It does not leave the host.
 const TTL: u8 = 64;
@@ -282,10 +285,13 @@ impl<D: std::fmt::Debug> Relay<D> {
         scratch: &mut Scratch,
     ) {
         let mut rest = datagrams;
+        let mut pace = Pace::new();
+        let mut errors = 0;
         // Each round settles at least one datagram, or rules segmentation out.
         while !rest.is_empty() {
-            let now = rest.get(..MAX_ROUND).unwrap_or(rest);
-            let settled = match self.send_some(ctx, side, now, scratch) {
+            let now = rest.get(..pace.most()).unwrap_or(rest);
+            let Round { sent, troubled } = self.send_some(ctx, side, now, scratch);
+            let settled = match sent {
                 Sent::Taken(n) => n.max(1),
                 Sent::Refused(n) => {
                     (0..n).for_each(|_| ctx.shared.drop(DropReason::NotSent));
@@ -293,10 +299,16 @@ impl<D: std::fmt::Debug> Relay<D> {
                 }
                 Sent::WithoutSegmentation => {
                     self.no_segmentation = true;
-                    0
+                    continue;
                 }
             };
             rest = rest.get(settled..).unwrap_or_default();
+            pace.on_round(troubled);
+            errors += usize::from(troubled);
+            if errors > MAX_TROUBLE {
+                rest.iter().for_each(|_| ctx.shared.drop(DropReason::NotSent));
+                return;
+            }
         }
     }
 
@@ -307,7 +319,7 @@ impl<D: std::fmt::Debug> Relay<D> {
         side: Side,
         datagrams: &[&[u8]],
         scratch: &mut Scratch,
-    ) -> Sent {
+    ) -> Round {
         let mut spans: Vec<Span<'_>> = recycle(std::mem::take(&mut scratch.spans));
         let Scratch { messages, runs, .. } = scratch;
         messages.clear();
@@ -325,7 +337,8 @@ impl<D: std::fmt::Debug> Relay<D> {
         }
         let socket = self.sockets.of(side);
         let mut result = ctx.host.send_messages(socket, messages, &spans, TTL);
-        if result.as_ref().is_err_and(|e| e.kind() != ErrorKind::WouldBlock) {
+        let troubled = result.as_ref().is_err_and(|e| e.kind() != ErrorKind::WouldBlock);
+        if troubled {
             // It may be an error of an earlier datagram, which nobody is there to be told.
             self.take_errors(ctx.host, side);
             let socket = self.sockets.of(side);
@@ -334,13 +347,14 @@ impl<D: std::fmt::Debug> Relay<D> {
         scratch.spans = recycle(spans);
         let sum = |n: usize| scratch.runs.iter().take(n).sum::<usize>();
         let segmented = scratch.messages.first().is_some_and(|first| first.segment.is_some());
-        match result {
+        let sent = match result {
             Ok(0) => Sent::Refused(sum(1)),
             Ok(n) => Sent::Taken(sum(n)),
             Err(e) if e.kind() == ErrorKind::WouldBlock => Sent::Refused(datagrams.len()),
             Err(_) if segmented => Sent::WithoutSegmentation,
             Err(_) => Sent::Refused(1),
-        }
+        };
+        Round { sent, troubled }
     }
 
     /// Takes the errors that wait on the socket of `side`; returns how many there were.
@@ -348,6 +362,13 @@ impl<D: std::fmt::Debug> Relay<D> {
         let socket = self.sockets.of(side);
         (0..MAX_ERRORS).take_while(|_| host.next_error(socket).is_some()).count()
     }
+}
+
+/// A call for datagrams to be sent.
+struct Round {
+    sent: Sent,
+    /// There was an error, be it one of an earlier datagram.
+    troubled: bool,
 }
 
 /// What came of sending.
