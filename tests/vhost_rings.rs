@@ -795,8 +795,9 @@ fn a_frame_may_take_as_many_chains_as_a_ring_may_have_with_bad_ones_among_them()
     m.rx = DriverRing::new(m.memory, 0x40_0000, SIZE);
     m.boot();
     let (nowhere, place) = (1 << 40, |n: u16| BUFFERS + u64::from(n / 2));
-    let add =
-        |m: &mut Machine, n: u16| m.rx.add(&[room(if n % 2 == 0 { nowhere } else { place(n) }, 1)]);
+    let add = |m: &mut Machine, n: u16| {
+        m.rx.add(&[room(if n.is_multiple_of(2) { nowhere } else { place(n) }, 1)])
+    };
     let heads: Vec<u16> = (0..SIZE).map(|n| add(&mut m, n)).collect();
     m.rx.publish();
     m.pump();

@@ -253,7 +253,7 @@ impl Host for Native {
         let socket = &mut self.sockets[*socket];
         socket.calls += 1;
         socket.offered += messages.len();
-        let outcome = socket.outcomes.pop_front().or(socket.refusing.map(Err));
+        let outcome = socket.outcomes.pop_front().or_else(|| socket.refusing.map(Err));
         let n = match outcome {
             Some(Ok(n)) => n.min(messages.len()),
             Some(Err(errno)) => return Err(io::Error::from_raw_os_error(errno)),
