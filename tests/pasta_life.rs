@@ -9,6 +9,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -128,6 +130,43 @@ fn the_command_is_root_in_namespaces_of_its_own_and_free() {
         // Signals 32 and 33 are the C library's own.
         assert_eq!(ignored & 0x7fff_ffff, 0, "{who:?}");
     }
+}
+
+#[test]
+fn a_program_with_a_capability_of_its_own_serves_low_ports() {
+    let place = Place::new();
+    let path = place.copy_with("cap_net_bind_service+ep");
+    let low = ["-t", "127.0.0.1/80:8080", "--config-net", "--host-lo-to-ns-lo"];
+    // setpriv(1) itself has capabilities until another program is started.
+    let mut command = place.command(Who::User, "env");
+    command.arg(&path).args(low).args(["-u", "none", "-T", "none", "-U", "none"]);
+    let (pasta, command) = common::pasta::waiting_for(command);
+    let inside = format!("/proc/{command}/ns/net");
+    let within = |work: fn() -> TcpListener| common::net::within(Path::new(&inside), work);
+    let service = within(|| TcpListener::bind("127.0.0.1:8080").expect("binds"));
+    let client = place.host().within(|| TcpStream::connect("127.0.0.1:80"));
+    let mut client = client.expect("the low port is there");
+    let (mut served, _) = service.accept().expect("accepts");
+    client.write_all(b"a word").expect("sends");
+    let mut bytes = [0; 6];
+    served.read_exact(&mut bytes).expect("receives");
+    assert_eq!(&bytes, b"a word");
+    // Nothing of it is left to anybody, and nobody may look at us.
+    assert!(rights(command).contains(&"CapEff: 000001ffffffffff".to_owned()));
+    let environment = fs::metadata(format!("/proc/{}/environ", pasta.pid())).expect("lives");
+    assert_eq!(environment.uid(), 0, "dumpable");
+    kill(Pid::from_raw(command), Signal::SIGKILL).expect("it lives");
+    assert_eq!(pasta.end().0, Some(137));
+    place.assert_nothing_is_left();
+
+    // Those who join a namespace need it as well.
+    let container = Container::new(&place, Who::User);
+    let mut command = place.command(Who::User, "env");
+    let output = command.arg(&path).args(with(&["-q", "--config-net", &container.pid()])).output();
+    let output = output.expect("starts");
+    assert_eq!((output.status.code(), &output.stderr[..]), (Some(0), &[][..]), "{output:?}");
+    container.kill();
+    place.assert_nothing_is_left();
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::sys::error_text;
 use crate::sys::process::{self, Side};
 use nix::mount::{MsFlags, mount};
 use nix::sched::CloneFlags;
-use nix::sys::prctl::set_pdeathsig;
+use nix::sys::prctl::{set_dumpable, set_pdeathsig};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::waitpid;
@@ -96,6 +96,10 @@ impl Held {
         if own_user {
             namespaces |= CloneFlags::CLONE_NEWUSER;
         }
+        // A program with capabilities of its own (setcap(8), for low ports) cannot be dumped, nor can
+        // its children, and files in /proc of such a process are root's: also those that say which
+        // users it has, and which namespaces. The sandbox takes this back.
+        set_dumpable(true).map_err(|e| Error::Command(e.into()))?;
         let made = process::fork_into(namespaces.bits());
         let made = made.map_err(|source| Error::Create { user: own_user, source })?;
         let (Side::Parent(pid), Some(process)) = made else {

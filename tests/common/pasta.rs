@@ -111,6 +111,17 @@ impl<'a> Place<'a> {
         command
     }
 
+    /// A copy of the program for everybody, with `capabilities` as setcap(8) gives them.
+    pub fn copy_with(&self, capabilities: &str) -> PathBuf {
+        need("setcap", "libcap2-bin");
+        let path = self.dir.join("pasta");
+        fs::copy(PASTA, &path).expect("there is room");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("is ours");
+        let given = Command::new("setcap").arg(capabilities).arg(&path).status();
+        assert!(given.expect("starts").success(), "a file system without capabilities");
+        path
+    }
+
     /// `pasta --fd 9` with these arguments and this descriptor.
     pub fn pasta_at(&self, who: Who, fd: OwnedFd, arguments: &[&str]) -> Command {
         let mut command = self.command(who, "sh");
@@ -218,9 +229,13 @@ impl Running {
 
 /// A `pasta` whose command waits for ever, and the command's process.
 pub fn waiting(place: &Place<'_>, who: Who, options: &[&str]) -> (Running, i32) {
-    let command = ["sh", "-c", "echo ready; exec sleep infinity"];
-    let arguments: Vec<&str> = options.iter().copied().chain(command).collect();
-    let (pasta, _) = Running::start(place.pasta(who, &arguments));
+    waiting_for(place.pasta(who, options))
+}
+
+/// The same for a `pasta` with all its options.
+pub fn waiting_for(mut pasta: Command) -> (Running, i32) {
+    pasta.args(["sh", "-c", "echo ready; exec sleep infinity"]);
+    let (pasta, _) = Running::start(pasta);
     let is_sleep = |pid: &i32| {
         // It may not have come to the second program yet.
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
