@@ -276,8 +276,8 @@ struct Service {
     epoll: Rc<Epoll>,
     role: Role,
     stats: Option<Duration>,
-    /// What we serve, if it can end by itself.
-    watch: Option<Watch>,
+    /// What we serve and what it takes, as far as that can end by itself.
+    watches: Vec<Watch>,
     /// The command that waits until we are ready.
     held: Option<Held>,
     /// Who our neighbours are, and what becomes of the host's network.
@@ -312,9 +312,7 @@ impl Service {
         if let Some(every) = self.stats {
             worker.show_statistics(every);
         }
-        if let Some(watch) = self.watch
-            && let Err(e) = worker.until(watch)
-        {
+        if let Err(e) = self.watches.into_iter().try_for_each(|watch| worker.until(watch)) {
             ready.fail(&Error::System("watch for the end", e));
         }
         let (bound, control) = self.own_sockets;
@@ -340,6 +338,7 @@ impl Service {
             Exit::Signal => info!("Asked by a signal, exiting"),
             Exit::Ended(End::NamespaceGone) => info!("Namespace gone, exiting"),
             Exit::Ended(End::Command(status)) => return Ok(status),
+            Exit::Ended(End::InsideGone) => return Err(Error::InsideGone),
         }
         Ok(0)
     }

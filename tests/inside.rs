@@ -3,8 +3,11 @@
 //! The process forks, so it must have one thread: no test harness.
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::wait;
+use nix::unistd::Pid;
 use passt::host::inside::{Inside, Wanted};
 use passt::sys::socket::{self, Family};
 use std::fs;
@@ -18,6 +21,8 @@ const TESTS: &[(&str, fn())] = &[
     ("everything_that_can_be_wanted_is_made", everything_that_can_be_wanted_is_made),
     ("who_cannot_enter_says_why", who_cannot_enter_says_why),
     ("what_locking_up_says_is_reported", what_locking_up_says_is_reported),
+    ("who_does_not_answer_is_not_waited_for_without_end", who_does_not_answer),
+    ("the_end_of_the_process_is_seen", the_end_of_the_process_is_seen),
     ("whoever_is_inside_keeps_nothing_and_ends_with_us", ends_with_us),
 ];
 
@@ -107,11 +112,52 @@ fn what_locking_up_says_is_reported() {
     assert_nobody_is_left();
 }
 
+/// Waits until there is something to read, or nobody there.
+fn wait_for(inside: &Inside) -> PollFlags {
+    let mut fds = [PollFd::new(inside.fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::NONE).expect("polls");
+    fds[0].revents().expect("are known")
+}
+
+fn who_does_not_answer() {
+    let mut inside = inside();
+    inside.confine().expect("does nothing here");
+    kill(child(), Signal::SIGSTOP).expect("is ours");
+    for wanted in [Wanted::Stream4, Wanted::Stream6, Wanted::Datagram4] {
+        let error = inside.get(wanted).expect_err("nobody answers");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{wanted:?}");
+    }
+    kill(child(), Signal::SIGCONT).expect("is ours");
+    // The answer to the first question, which is no answer to another one.
+    assert_eq!(wait_for(&inside), PollFlags::POLLIN);
+    let datagram = inside.get(Wanted::Datagram6).expect("is made");
+    let address = socket::local_address(datagram.as_fd()).expect("has one");
+    assert!(address.is_ipv6(), "{address}");
+    inside.get(Wanted::Stream4).expect("is made");
+    drop(inside);
+    assert_nobody_is_left();
+}
+
+fn the_end_of_the_process_is_seen() {
+    let mut inside = inside();
+    kill(child(), Signal::SIGKILL).expect("is ours");
+    assert!(wait_for(&inside).contains(PollFlags::POLLHUP));
+    let kind = inside.get(Wanted::Stream4).expect_err("nobody is there").kind();
+    assert!([io::ErrorKind::BrokenPipe, io::ErrorKind::UnexpectedEof].contains(&kind), "{kind}");
+    drop(inside);
+    assert_nobody_is_left();
+}
+
+/// The process inside.
+fn child() -> Pid {
+    let children = fs::read_to_string("/proc/thread-self/children").expect("says who they are");
+    Pid::from_raw(children.trim().parse().expect("one child"))
+}
+
 fn ends_with_us() {
     let (ours, theirs) = nix::unistd::pipe().expect("a pipe");
     let mut inside = inside();
-    let children = fs::read_to_string("/proc/thread-self/children").expect("says who they are");
-    let pid: u32 = children.trim().parse().expect("one child");
+    let pid = child();
     inside.confine().expect("does nothing here");
     let open = fs::read_dir(format!("/proc/{pid}/fd")).expect("is alive").count();
     assert_eq!(open, 4, "three standard streams and the channel");

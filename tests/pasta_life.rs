@@ -13,6 +13,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 /// No ports, and then the rest.
 fn with<'a>(rest: &[&'a str]) -> Vec<&'a str> {
@@ -290,6 +291,48 @@ fn who_serves_a_namespace_has_one_right_left_and_no_files() {
         }
         kill(Pid::from_raw(command), Signal::SIGKILL).expect("it lives");
         assert_eq!(pasta.end().0, Some(137));
+    }
+}
+
+#[test]
+fn the_end_of_the_process_inside_is_ours_and_is_said() {
+    let place = Place::new();
+    for who in EVERYBODY {
+        let container = Container::new(&place, who);
+        let pid = container.pid();
+        let mut command = place.pasta(who, &with(&["-f", "-q", "--config-net", &pid]));
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("starts");
+        let pasta = child.id().cast_signed();
+        // Locked, it serves.
+        eventually(|| rights(pasta).contains(&"Seccomp: 2".to_owned()).then_some(()));
+        let [inside] = common::pasta::children(pasta)[..] else { panic!("{who:?}: not one child") };
+        kill(Pid::from_raw(inside), Signal::SIGKILL).expect("it lives");
+        let mut said = String::new();
+        child.stderr.take().expect("is piped").read_to_string(&mut said).expect("is text");
+        assert_eq!(child.wait().expect("is ours").code(), Some(1), "{who:?}: {said}");
+        let line = "The process that makes our sockets in the namespace has ended, exiting";
+        assert_eq!(said.lines().last(), Some(line), "{who:?}: {said}");
+
+        let daemon = daemon(&place, who, &[&pid]);
+        let is_inside = |other: &i32| *other != daemon && other.to_string() != pid;
+        let inside = place.processes().into_iter().find(is_inside).expect("is there");
+        kill(Pid::from_raw(inside), Signal::SIGKILL).expect("it lives");
+        assert!(ends(daemon), "{who:?}");
+        container.kill();
+        place.assert_nothing_is_left();
+    }
+}
+
+/// Asks until there is an answer, which must not take long.
+#[track_caller]
+fn eventually<T>(mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + common::net::PATIENCE;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "never");
+        std::thread::yield_now();
     }
 }
 

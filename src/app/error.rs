@@ -40,6 +40,8 @@ pub(super) enum Error {
     NoTun(io::Error),
     /// Somebody has removed our interface.
     TapGone,
+    /// Somebody has ended the process that makes our sockets in the namespace.
+    InsideGone,
 }
 
 impl fmt::Display for Error {
@@ -71,6 +73,9 @@ impl fmt::Display for Error {
                 f.write_str(" and the device is there, or use --splice-only")
             }
             Self::TapGone => f.write_str("The interface in the namespace has gone, exiting"),
+            Self::InsideGone => f.write_str(
+                "The process that makes our sockets in the namespace has ended, exiting",
+            ),
             Self::Listen => f.write_str("Couldn't listen on requested ports"),
         }
     }

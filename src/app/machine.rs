@@ -154,7 +154,7 @@ pub(super) fn serve<C: Control>(
 
     let jailed = started.identify(identity)?.jail(&jail)?;
     let stats = own.stats.map(|seconds| Duration::from_secs(seconds.into()));
-    let (watch, held) = (None, None);
+    let (watches, held) = (Vec::new(), None);
     let own_sockets = (bound, control);
     let service = Service {
         jailed,
@@ -164,7 +164,7 @@ pub(super) fn serve<C: Control>(
         epoll,
         role,
         stats,
-        watch,
+        watches,
         held,
         host_watch,
     };

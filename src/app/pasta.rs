@@ -76,6 +76,9 @@ fn serve_namespace(
 
     let tables = Tables { outside: network.forwards.clone(), inside: config.inside.clone() };
     let rules = outside.followed_by(&tables);
+    let end = inside.fd().try_clone_to_owned();
+    let end = end.map_err(|e| Error::System("watch the process inside", e))?;
+    let watches = watch.into_iter().chain([Watch::Inside(end)]).collect();
     let mut sockets = sockets.with_inside(inside);
     sockets
         .watch_services(diag, config.splice && config.lo_to_lo)
@@ -106,7 +109,7 @@ fn serve_namespace(
         epoll,
         role,
         stats,
-        watch,
+        watches,
         held,
         host_watch,
     };

@@ -12,8 +12,9 @@ use crate::sys::socket::{self, Family, Kind};
 use crate::sys::unix;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockProtocol, SockType, recv,
-    send, sendmsg, shutdown, socketpair,
+    send, sendmsg, setsockopt, shutdown, socketpair, sockopt,
 };
+use nix::sys::time::{TimeVal, TimeValLike as _};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 use std::fs::OpenOptions;
@@ -23,6 +24,10 @@ use std::os::unix::fs::OpenOptionsExt as _;
 
 /// Streams that are fetched at once; fits in one message ([`unix::MAX_DESCRIPTORS`]).
 const FETCHED: u8 = 16;
+
+/// How long an answer may take at run time. It takes microseconds, and for ever if somebody has
+/// stopped the process: that must not stop everything else.
+const PATIENCE_SECONDS: i64 = 1;
 
 /// What can be had from inside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +112,8 @@ pub struct Inside {
     pid: Pid,
     streams4: Vec<OwnedFd>,
     streams6: Vec<OwnedFd>,
+    /// An answer has not come in time, and comes before any other.
+    owed: bool,
 }
 
 impl Inside {
@@ -136,7 +143,7 @@ impl Inside {
                 drop(theirs);
                 let pid = Pid::from_raw(pid.cast_signed());
                 let (streams4, streams6) = (Vec::new(), Vec::new());
-                let inside = Self { channel: ours, pid, streams4, streams6 };
+                let mut inside = Self { channel: ours, pid, streams4, streams6, owed: false };
                 inside.reply(&mut Vec::new())?;
                 Ok(inside)
             }
@@ -146,7 +153,8 @@ impl Inside {
     /// A socket, or whatever is wanted, made inside.
     ///
     /// # Errors
-    /// What its making said there; `BrokenPipe` or `UnexpectedEof` when nobody is inside any more.
+    /// What its making said there; `BrokenPipe` or `UnexpectedEof` when nobody is inside any more,
+    /// `TimedOut` when there is no answer: at once for those who ask before the process goes on.
     pub fn get(&mut self, wanted: Wanted) -> io::Result<OwnedFd> {
         let pool = match wanted {
             Wanted::Stream4 => &mut self.streams4,
@@ -165,21 +173,26 @@ impl Inside {
         stream
     }
 
-    /// Locks the process inside up. From now on it makes streams and datagram sockets only.
+    /// Locks the process inside up. From now on it makes streams and datagram sockets only, and is
+    /// not waited for without end.
     ///
     /// # Errors
     /// What locking up said.
     pub fn confine(&mut self) -> io::Result<()> {
         self.ask(CONFINE, 0)?;
-        self.reply(&mut Vec::new())
+        self.reply(&mut Vec::new())?;
+        let patience = TimeVal::seconds(PATIENCE_SECONDS);
+        setsockopt(&self.channel, sockopt::ReceiveTimeout, &patience)?;
+        Ok(())
     }
 
-    /// Our end of the channel.
+    /// Our end of the channel, which hangs up when nobody is inside any more.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.channel.as_fd()
     }
 
-    fn fetch(&self, wanted: Wanted, count: u8) -> io::Result<Vec<OwnedFd>> {
+    fn fetch(&mut self, wanted: Wanted, count: u8) -> io::Result<Vec<OwnedFd>> {
+        self.forget_late_answer()?;
         self.ask(wanted as u8, count)?;
         let mut made = Vec::with_capacity(count.into());
         self.reply(&mut made)?;
@@ -191,9 +204,22 @@ impl Inside {
         Ok(())
     }
 
-    fn reply(&self, made: &mut Vec<OwnedFd>) -> io::Result<()> {
+    /// An answer that came too late was to another question.
+    fn forget_late_answer(&mut self) -> io::Result<()> {
+        if self.owed {
+            match unix::receive(self.channel.as_fd(), &mut [0; 4], &mut Vec::new()) {
+                Ok(_) => self.owed = false,
+                Err(e) => return Err(in_time(e)),
+            }
+        }
+        Ok(())
+    }
+
+    fn reply(&mut self, made: &mut Vec<OwnedFd>) -> io::Result<()> {
         let mut code = [0; 4];
-        match unix::wait_and_receive(self.channel.as_fd(), &mut code, made)? {
+        let received = unix::wait_and_receive(self.channel.as_fd(), &mut code, made);
+        self.owed = matches!(&received, Err(e) if e.kind() == io::ErrorKind::WouldBlock);
+        match received.map_err(in_time)? {
             0 => Err(gone()),
             _ => match i32::from_ne_bytes(code) {
                 0 => Ok(()),
@@ -215,6 +241,14 @@ impl Drop for Inside {
 
 fn gone() -> io::Error {
     io::ErrorKind::UnexpectedEof.into()
+}
+
+/// What "not yet" means to those who cannot wait for more.
+fn in_time(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
+        _ => error,
+    }
 }
 
 /// Lets go of the standard streams, so that nobody waits for them to close, and of the session, so

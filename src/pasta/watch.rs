@@ -1,7 +1,8 @@
-//! When it is over: the command has ended, or the namespace that we joined has gone.
+//! When it is over: the command has ended, the namespace that we joined has gone, or the process
+//! that makes our sockets there.
 //!
-//! One descriptor in the epoll; nothing is asked for by a timer. The file of a namespace vanishes
-//! when its directory says so (inotify); one below `/proc` when its process ends.
+//! One descriptor each in the epoll; nothing is asked for by a timer. The file of a namespace
+//! vanishes when its directory says so (inotify); one below `/proc` when its process ends.
 
 use super::Error;
 use super::command;
@@ -22,6 +23,9 @@ pub enum End {
     Command(u8),
     /// The namespace is not there any more.
     NamespaceGone,
+    /// The process that makes our sockets there is not. Nobody can be served without, and an
+    /// ordinary user has no way back to start another.
+    InsideGone,
 }
 
 /// Something that ends.
@@ -33,6 +37,8 @@ pub enum Watch {
     Process(OwnedFd),
     /// A name, and the directory that says when it goes.
     Name(Inotify, OsString),
+    /// Our channel to the process inside, for its end ([`crate::host::inside::Inside::fd`]).
+    Inside(OwnedFd),
 }
 
 impl Watch {
@@ -66,7 +72,9 @@ impl Watch {
     /// # Errors
     /// Those of epoll_ctl(2).
     pub fn register(&self, epoll: &Epoll, token: Token) -> io::Result<()> {
-        epoll.add(self.as_fd(), token, Interest { readable: true, ..Interest::default() })
+        // Of a channel only the end is told: what comes on it is for others.
+        let readable = !matches!(self, Self::Inside(_));
+        epoll.add(self.as_fd(), token, Interest { readable, ..Interest::default() })
     }
 
     /// Looks whether it is over.
@@ -77,6 +85,7 @@ impl Watch {
         match self {
             Self::Command(process) => Ok(command::status(process)?.map(End::Command)),
             Self::Process(_) => Ok(Some(End::NamespaceGone)),
+            Self::Inside(_) => Ok(Some(End::InsideGone)),
             Self::Name(inotify, name) => loop {
                 match inotify.read_events() {
                     Ok(events) if events.iter().any(|event| means_gone(event, name)) => {
@@ -94,7 +103,7 @@ impl Watch {
 impl AsFd for Watch {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
-            Self::Command(process) | Self::Process(process) => process.as_fd(),
+            Self::Command(fd) | Self::Process(fd) | Self::Inside(fd) => fd.as_fd(),
             Self::Name(inotify, _) => inotify.as_fd(),
         }
     }

@@ -28,8 +28,9 @@ const BATCHES: usize = 4;
 /// and will mostly not want to be told any more.
 const SIGNAL_DELAY: Duration = Duration::from_micros(100);
 
-/// The end that [`Worker::until`] waits for.
-const WATCH: Token = Token::Runtime(0);
+/// The ends that [`Worker::until`] waits for have the first numbers of [`Token::Runtime`], up to
+/// this one.
+const WATCHES: u32 = 4;
 
 /// Why the loop ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +39,7 @@ pub enum Exit {
     ClientGone,
     /// A signal asked for it.
     Signal,
-    /// What we served has ended: the command, or the namespace.
+    /// What we served has ended, the command or the namespace, or what that takes.
     Ended(End),
 }
 
@@ -55,8 +56,8 @@ pub struct Worker<L: Link, H: Host> {
     signal_owed: bool,
     /// `--stats`.
     statistics: Option<Box<Statistics>>,
-    /// What we serve, as far as it can end.
-    watch: Option<Watch>,
+    /// What we serve and what it takes, as far as it can end.
+    watches: Vec<Watch>,
     /// `--conf-path`.
     control: Option<Box<control::Server>>,
     host_watch: Option<Box<HostWatch>>,
@@ -81,7 +82,7 @@ impl<L: Link, H: Host> Worker<L, H> {
             frames_left: false,
             signal_owed: false,
             statistics: None,
-            watch: None,
+            watches: Vec::new(),
             control: None,
             host_watch: None,
         }
@@ -92,13 +93,15 @@ impl<L: Link, H: Host> Worker<L, H> {
         self.statistics = Some(Box::new(Statistics::new(every)));
     }
 
-    /// Ends with what `watch` watches.
+    /// Ends with what `watch` watches, or anything that was given before.
     ///
     /// # Errors
     /// Those of epoll.
     pub fn until(&mut self, watch: Watch) -> io::Result<()> {
-        watch.register(&self.epoll, WATCH)?;
-        self.watch = Some(watch);
+        let number = u32::try_from(self.watches.len()).unwrap_or(WATCHES);
+        debug_assert!(number < WATCHES, "somebody else's number");
+        watch.register(&self.epoll, Token::Runtime(number))?;
+        self.watches.push(watch);
         Ok(())
     }
 
@@ -191,8 +194,8 @@ impl<L: Link, H: Host> Worker<L, H> {
                 let (_, sink) = self.link.halves();
                 self.engine.on_socket(token, ready, sink, now);
             }
-            WATCH => {
-                let end = self.watch.as_ref().map_or(Ok(None), Watch::look)?;
+            Token::Runtime(n) if n < WATCHES => {
+                let end = self.watches.get(n as usize).map_or(Ok(None), Watch::look)?;
                 return Ok(end.map(Exit::Ended));
             }
             Token::Runtime(n) if control::Server::owns(n) => self.on_control(n, now),
