@@ -8,7 +8,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::wait;
 use nix::unistd::Pid;
-use passt::host::inside::{Inside, Wanted};
+use passt::host::inside::{Inside, StartError, Wanted};
 use passt::sys::socket::{self, Family};
 use std::fs;
 use std::io;
@@ -28,8 +28,11 @@ const TESTS: &[(&str, fn())] = &[
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if arguments.iter().any(|a| a == "--list") {
-        TESTS.iter().for_each(|(name, _)| println!("{name}: test"));
+    let told = |option: &str| arguments.iter().any(|a| a == option);
+    if told("--list") {
+        // nextest asks a second time, for the ignored ones; there are none.
+        let shown = if told("--ignored") { &[] } else { TESTS };
+        shown.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;
     }
     let wanted = |name: &str| {
@@ -99,8 +102,21 @@ fn everything_that_can_be_wanted_is_made() {
 fn who_cannot_enter_says_why() {
     let refuse = || Err(io::Error::from_raw_os_error(libc::EPERM));
     let error = Inside::start(refuse, || Ok(())).expect_err("cannot enter");
+    let StartError::Enter(error) = error else { panic!("{error:?}") };
     assert_eq!(error.raw_os_error(), Some(libc::EPERM));
     assert_nobody_is_left();
+    // Who gets inside, and no further, is no case for another namespace.
+    let die = || std::process::exit(0);
+    let error = Inside::start(die, || Ok(())).expect_err("nobody is there");
+    assert!(matches!(error, StartError::Process(_)), "{error:?}");
+    assert_nobody_is_left();
+    let (stop, wait) = std::sync::mpsc::channel::<()>();
+    let thread = std::thread::spawn(move || wait.recv());
+    let error = Inside::start(|| Ok(()), || Ok(())).expect_err("there are other threads");
+    let StartError::Process(error) = error else { panic!("{error:?}") };
+    assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
+    drop(stop);
+    assert!(thread.join().expect("ends").is_err());
 }
 
 fn what_locking_up_says_is_reported() {

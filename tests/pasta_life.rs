@@ -4,7 +4,7 @@
 mod common;
 
 use common::net::Namespace;
-use common::pasta::{Container, EVERYBODY, Place, Running, USER, Who, ends};
+use common::pasta::{Container, EVERYBODY, Place, Running, USER, Who, ends, program};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
@@ -62,6 +62,12 @@ fn the_command_can_be_ended_by_signals() {
         // A shell would unblock them by itself.
         let text = place.prints(who, &with(&["--", "grep", "SigBlk", "/proc/self/status"]));
         assert_eq!(text, "SigBlk:\t0000000000000000\n", "{who:?}");
+        // Unless whoever started us would not have it so.
+        let mut command = place.command(who, "env");
+        command.args(["--block-signal=USR1", "--block-signal=TERM"]).arg(program(who));
+        let output = command.args(with(&["--", "grep", "SigBlk", "/proc/self/status"])).output();
+        let text = String::from_utf8(output.expect("starts").stdout).expect("is text");
+        assert_eq!(text, "SigBlk:\t0000000000004200\n", "{who:?}");
     }
 }
 
@@ -533,6 +539,35 @@ fn without_a_tun_device_there_is_a_line_or_splice_only() {
     let output = run(&["--splice-only"]).output().expect("starts");
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert!(output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn without_the_user_namespace_of_a_process_its_network_is_not_joined() {
+    let place = Place::new();
+    let container = Container::new(&place, Who::User);
+    let mut command = place.pasta(Who::User, &with(&["-q", "--netns-only", &container.pid()]));
+    let output = command.output().expect("starts");
+    assert_eq!(
+        (output.status.code(), &*String::from_utf8_lossy(&output.stderr)),
+        (
+            Some(1),
+            "Couldn't join the network namespace: Operation not permitted; \
+             who does not own it needs --userns with the user namespace that does\n"
+        )
+    );
+    // It would be enough.
+    let pasta = daemon(&place, Who::User, &[&container.pid()]);
+    container.kill();
+    assert!(ends(pasta));
+}
+
+#[test]
+fn a_user_who_does_not_exist_is_refused_in_known_words() {
+    let place = Place::new();
+    let mut command = place.command(Who::User, "unshare");
+    // Nobody says which users there are in that namespace.
+    command.args(["-U", "--"]).arg(program(Who::User)).args(with(&["--", "true"]));
+    assert_eq!(place.refused(command), "Couldn't create user namespace: Operation not permitted");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use crate::daemon::{Launch, PidFile, Signals};
 use crate::engine::Engine;
 use crate::flow::forward::Splicing;
 use crate::flow::rules::{Rules, Tables};
-use crate::host::inside::{Inside, Wanted};
+use crate::host::inside::{Inside, StartError, Wanted};
 use crate::link::none::NoLink;
 use crate::link::tap::{Tap, TapLink};
 use crate::pasta::command::{Held, Inherited};
@@ -160,7 +160,11 @@ impl Found {
 fn go_inside(namespace: &Namespace, identity: Identity) -> Result<Inside, Error> {
     let differs = namespace.user().is_none() && identity != Identity::current();
     let confine = || sandbox::confine_inside(differs.then_some(identity)).map_err(io::Error::from);
-    Inside::start(|| namespace.enter(), confine).map_err(|e| pasta::Error::Enter(e).into())
+    let started = Inside::start(|| namespace.enter(), confine);
+    started.map_err(|e| match e {
+        StartError::Enter(e) => pasta::Error::Enter(e).into(),
+        StartError::Process(e) => pasta::Error::Inside(e).into(),
+    })
 }
 
 /// Makes the interface, or takes over the one that is given, and configures what is to be

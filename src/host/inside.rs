@@ -105,6 +105,15 @@ impl Wanted {
 /// Instead of a [`Wanted`]: lock up.
 const CONFINE: u8 = 0xff;
 
+/// Why there is no process inside.
+#[derive(Debug)]
+pub enum StartError {
+    /// It could not be made.
+    Process(io::Error),
+    /// It could not get inside.
+    Enter(io::Error),
+}
+
 /// The process inside, as seen from here. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Inside {
@@ -121,20 +130,19 @@ impl Inside {
     /// [`Inside::confine`] asks. Of our descriptors and terminal it keeps nothing.
     ///
     /// # Errors
-    /// Those of fork, also when there are other threads, and of `enter`.
+    /// Those of fork, also when there are other threads, and of `enter`: told apart.
     pub fn start(
         enter: impl FnOnce() -> io::Result<()>,
         confine: impl FnOnce() -> io::Result<()>,
-    ) -> io::Result<Self> {
+    ) -> Result<Self, StartError> {
         let (ours, theirs) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
-        match process::fork()? {
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+                .map_err(|e| StartError::Process(e.into()))?;
+        match process::fork().map_err(StartError::Process)? {
             Side::Child => {
                 drop(ours);
-                let entered = enter().and_then(|()| leave_everything());
-                let going_on = entered.is_ok();
-                let told = answer(theirs.as_fd(), &entered, &[]);
-                if going_on && told.is_ok() {
+                if reports(theirs.as_fd(), &enter()) && reports(theirs.as_fd(), &leave_everything())
+                {
                     serve(theirs, confine);
                 }
                 process::exit_now(0)
@@ -144,7 +152,12 @@ impl Inside {
                 let pid = Pid::from_raw(pid.cast_signed());
                 let (streams4, streams6) = (Vec::new(), Vec::new());
                 let mut inside = Self { channel: ours, pid, streams4, streams6, owed: false };
-                inside.reply(&mut Vec::new())?;
+                inside.reply(&mut Vec::new()).map_err(|e| match e.raw_os_error() {
+                    Some(_) => StartError::Enter(e),
+                    // It has said nothing.
+                    None => StartError::Process(e),
+                })?;
+                inside.reply(&mut Vec::new()).map_err(StartError::Process)?;
                 Ok(inside)
             }
         }
@@ -261,6 +274,11 @@ fn leave_everything() -> io::Result<()> {
     // A session of its own; it cannot fail in a process that has just been forked.
     setsid()?;
     Ok(())
+}
+
+/// Says how a step of the start went, and whether it is worth to go on.
+fn reports(channel: BorrowedFd<'_>, outcome: &io::Result<()>) -> bool {
+    answer(channel, outcome, &[]).is_ok() && outcome.is_ok()
 }
 
 /// Says how it went, with what was made.

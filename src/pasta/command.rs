@@ -5,7 +5,7 @@
 //! have changed for ourselves (the limit of open files, the signals that we block) is put back.
 
 use super::Error;
-use super::namespace::{Namespace, map_ids};
+use super::namespace::{Namespace, is_known_here, map_ids};
 use crate::config::{Pasta, Target};
 use crate::sys::error_text;
 use crate::sys::process::{self, Side};
@@ -34,12 +34,18 @@ const MAX_HOSTNAME: usize = 64;
 #[derive(Clone, Copy, Debug)]
 pub struct Inherited {
     open_files: Option<(u64, u64)>,
+    /// The signals that are blocked.
+    blocked: SigSet,
 }
 
 impl Inherited {
     /// To be taken before anything is changed.
     pub fn new() -> Self {
-        Self { open_files: getrlimit(Resource::RLIMIT_NOFILE).ok() }
+        Self {
+            open_files: getrlimit(Resource::RLIMIT_NOFILE).ok(),
+            // Asking cannot fail.
+            blocked: SigSet::thread_get_mask().unwrap_or_else(|_| SigSet::empty()),
+        }
     }
 
     fn restore(self) {
@@ -47,6 +53,9 @@ impl Inherited {
             // Lowering cannot fail, and raising was not done to the hard limit.
             let _ = setrlimit(Resource::RLIMIT_NOFILE, soft, hard);
         }
+        // We have blocked those that end us, and a program keeps what it is started with. It cannot
+        // fail for a set that is valid.
+        let _ = self.blocked.thread_set_mask();
     }
 }
 
@@ -101,7 +110,10 @@ impl Held {
         // users it has, and which namespaces. The sandbox takes this back.
         set_dumpable(true).map_err(|e| Error::Command(e.into()))?;
         let made = process::fork_into(namespaces.bits());
-        let made = made.map_err(|source| Error::Create { user: own_user, source })?;
+        let made = made.map_err(|source| {
+            let known = is_known_here().unwrap_or(true);
+            Error::Create { user: own_user, known, source }
+        })?;
         let (Side::Parent(pid), Some(process)) = made else {
             drop(ours);
             start.run(theirs)
@@ -168,9 +180,6 @@ impl Start {
         wait(&mut channel);
         let _ = set_pdeathsig(None);
         self.inherited.restore();
-        // We have blocked those that end us, and a program keeps what it is started with. It cannot
-        // fail for a set that is valid.
-        let _ = SigSet::empty().thread_set_mask();
         let mut command = std::process::Command::new(&self.program);
         let error = command.arg0(&self.name).args(&self.arguments).exec();
         let program = self.program.to_string_lossy();

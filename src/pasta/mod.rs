@@ -32,11 +32,15 @@ pub enum Error {
     Create {
         /// Whether a user namespace was among them.
         user: bool,
+        /// Whether our own user exists in the user namespace that we are in.
+        known: bool,
         /// What clone(2) said.
         source: io::Error,
     },
     /// There is no such process.
     NoProcess(i32),
+    /// The number is that of a thread.
+    Thread(i32),
     /// A namespace could not be opened.
     Open {
         /// Whose or where.
@@ -55,6 +59,8 @@ pub enum Error {
     Vanished(String),
     /// The namespaces cannot be entered.
     Enter(io::Error),
+    /// There is no process that could enter them.
+    Inside(io::Error),
     /// The command could not be prepared.
     Command(io::Error),
     /// The end of the namespace cannot be watched for.
@@ -64,13 +70,16 @@ pub enum Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Create { user, source } => {
+            Self::Create { user, known, source } => {
                 // The first half is matched by others, word by word.
                 let kind = if *user { "user" } else { "network" };
                 let reason = error_text(source);
-                write!(f, "Couldn't create {kind} namespace: {reason}{}", remedy(*user, source))
+                write!(f, "Couldn't create {kind} namespace: {reason}")?;
+                // Who does not exist here may make none, whatever the system allows others.
+                if *known { f.write_str(remedy(*user, source)) } else { Ok(()) }
             }
             Self::NoProcess(pid) => write!(f, "No process {pid}: give the PID of one that runs"),
+            Self::Thread(pid) => write!(f, "{pid} is a thread: give the PID of its process"),
             Self::Open { what, source } => {
                 write!(f, "Couldn't open {what}: {}", error_text(source))?;
                 match source.kind() {
@@ -90,6 +99,9 @@ impl fmt::Display for Error {
                     ),
                     _ => Ok(()),
                 }
+            }
+            Self::Inside(e) => {
+                write!(f, "Couldn't start the process inside the namespace: {}", error_text(e))
             }
             Self::Command(e) => write!(f, "Couldn't prepare the command: {}", error_text(e)),
             Self::Watch(e) => write!(f, "Couldn't watch the namespace: {}", error_text(e)),
@@ -122,7 +134,7 @@ mod tests {
     fn a_refusal_names_the_cause_and_the_remedy_in_one_line() {
         let create = |user, code| {
             let source = io::Error::from_raw_os_error(code);
-            Error::Create { user, source }.to_string()
+            Error::Create { user, known: true, source }.to_string()
         };
         let table = [
             (
@@ -137,5 +149,8 @@ mod tests {
             assert!(line.starts_with(start) && line.contains(remedy), "{line}");
             assert!(!line.contains('\n'), "{line}");
         }
+        let source = io::Error::from_raw_os_error(libc::EPERM);
+        let unknown = Error::Create { user: true, known: false, source }.to_string();
+        assert_eq!(unknown, "Couldn't create user namespace: Operation not permitted");
     }
 }

@@ -63,12 +63,8 @@ impl Namespace {
     }
 
     fn of_pid(pid: i32, userns: Option<&Path>, netns_only: bool) -> Result<(Self, Life), Error> {
-        let fail = |e: io::Error| match e.raw_os_error() {
-            Some(libc::ESRCH | libc::EINVAL) => Error::NoProcess(pid),
-            _ => Error::Open { what: format!("process {pid}"), source: e },
-        };
         // First, so that the number stands for the same process in all that follows.
-        let life = process::open_process(pid).map_err(fail)?;
+        let life = hold(pid)?;
         let user = match userns {
             Some(path) => Some(open(path, USER)?),
             None if netns_only => None,
@@ -82,10 +78,14 @@ impl Namespace {
     }
 
     fn of_path(path: &Path, userns: Option<&Path>) -> Result<(Self, Life), Error> {
-        let user = userns.map(|path| open(path, USER)).transpose()?;
-        let namespace = Self::new(open(path, NETWORK)?, user)?;
+        let namespace = Self::at(path, userns)?;
         let life = namespace.life_of(path)?;
         Ok((namespace, life))
+    }
+
+    pub(super) fn at(path: &Path, userns: Option<&Path>) -> Result<Self, Error> {
+        let user = userns.map(|path| open(path, USER)).transpose()?;
+        Self::new(open(path, NETWORK)?, user)
     }
 
     /// The namespaces of a child of ours that has made new ones.
@@ -115,7 +115,10 @@ impl Namespace {
         let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let Some(pid) = process_in(&absolute) else { return Ok(Life::Name(absolute)) };
         let gone = || Error::Vanished(path.display().to_string());
-        let life = process::open_process(pid).map_err(|_| gone())?;
+        let life = hold(pid).map_err(|e| match e {
+            Error::NoProcess(_) => gone(),
+            other => other,
+        })?;
         // Still the same behind the name, after we hold the process?
         let now = open(path, NETWORK)?;
         if identity(&now) != identity(&self.network) {
@@ -145,6 +148,17 @@ impl Namespace {
         setns(&self.network, CloneFlags::CLONE_NEWNET)?;
         Ok(())
     }
+}
+
+/// Keeps the number of the process `pid` from standing for another one, and tells of its end.
+fn hold(pid: i32) -> Result<OwnedFd, Error> {
+    process::open_process(pid).map_err(|e| match e.raw_os_error() {
+        Some(libc::ESRCH) => Error::NoProcess(pid),
+        // Kernels differ in what they say of the number of a thread.
+        Some(libc::EINVAL | libc::ENOENT) if pid > 0 => Error::Thread(pid),
+        Some(libc::EINVAL) => Error::NoProcess(pid),
+        _ => Error::Watch(e),
+    })
 }
 
 fn of_process(pid: i32, kind: &str) -> Result<File, Error> {
@@ -237,6 +251,26 @@ fn map_own(pid: u32) -> io::Result<()> {
     write("uid_map", format!("0 {} 1", geteuid()))
 }
 
+/// Whether our own user exists in the user namespace that we are in: one that nobody has mapped
+/// users into has none, and who is none may not make another one.
+///
+/// # Errors
+/// `/proc` is not there.
+pub fn is_known_here() -> io::Result<bool> {
+    Ok(has_id(&fs::read_to_string("/proc/self/uid_map")?, geteuid().as_raw()))
+}
+
+/// Whether a map has `id` inside.
+fn has_id(map: &str, id: u32) -> bool {
+    let has = |line: &str| {
+        let mut fields = line.split_ascii_whitespace().map(str::parse::<u32>);
+        let first = fields.next()?.ok()?;
+        let count = fields.nth(1)?.ok()?;
+        Some(id.checked_sub(first)? < count)
+    };
+    map.lines().filter_map(has).any(|has| has)
+}
+
 fn is_mapped(pid: u32, table: &str) -> bool {
     let text = fs::read_to_string(format!("/proc/{pid}/{table}"));
     text.is_ok_and(|text| !text.trim().is_empty())
@@ -256,6 +290,45 @@ mod tests {
         for (map, expected) in table {
             assert_eq!(same_ids(map), expected);
         }
+    }
+
+    #[test]
+    fn a_map_has_the_ids_of_its_ranges() {
+        let map = "0 1000 1\n1 100000 65536\n";
+        assert!(has_id(map, 0) && has_id(map, 1) && has_id(map, 65536));
+        assert!(!has_id(map, 65537) && !has_id("", 65534));
+        assert!(has_id("         0          0 4294967295\n", 65534));
+    }
+
+    #[test]
+    fn a_name_that_leads_elsewhere_meanwhile_has_gone() {
+        let path = Path::new("/proc/self/ns/net");
+        let other = File::open("/proc/self/ns/user").expect("is there");
+        let namespace = Namespace { network: other, user: None };
+        let error = namespace.life_of(path).expect_err("is another").to_string();
+        assert_eq!(error, "/proc/self/ns/net has gone meanwhile");
+        // A process that goes is no other matter.
+        let path = Path::new("/proc/2147483647/ns/net");
+        let error = namespace.life_of(path).expect_err("is none").to_string();
+        assert_eq!(error, "/proc/2147483647/ns/net has gone meanwhile");
+    }
+
+    #[test]
+    fn a_thread_is_told_from_a_process_that_is_not_there() {
+        let (stop, wait) = std::sync::mpsc::channel::<()>();
+        let (tell, told) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            tell.send(nix::unistd::gettid().as_raw()).expect("somebody listens");
+            wait.recv()
+        });
+        let number = told.recv().expect("it runs");
+        let line = |pid| hold(pid).expect_err("is no process").to_string();
+        assert_eq!(line(number), format!("{number} is a thread: give the PID of its process"));
+        for none in [i32::MAX, 0] {
+            assert_eq!(line(none), format!("No process {none}: give the PID of one that runs"));
+        }
+        drop(stop);
+        assert!(thread.join().expect("ends").is_err());
     }
 
     #[test]

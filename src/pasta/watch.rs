@@ -110,7 +110,8 @@ impl AsFd for Watch {
 }
 
 /// Whether `name` has gone, or the directory, which speaks without a name. More events than the
-/// kernel keeps say nothing.
+/// kernel keeps say nothing, and nobody can look for a name in a root that is empty: it takes
+/// thousands of names that go while we are stopped, and may keep us for longer than is needed.
 fn means_gone(event: &InotifyEvent, name: &OsString) -> bool {
     event.name.as_ref().is_none_or(|other| other == name)
         && !event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW)
@@ -154,6 +155,22 @@ mod tests {
         fs::remove_file(file).expect("is ours");
         assert_eq!(watch.look().expect("looks"), Some(End::NamespaceGone));
         fs::remove_dir(directory).expect("is ours");
+    }
+
+    #[test]
+    fn a_name_that_leads_elsewhere_before_it_is_watched_has_gone() {
+        let (directory, file, _) = watched();
+        let path = Path::new("/proc/self/ns/net");
+        let namespace = Namespace::at(path, None).expect("is one");
+        let line = |path: &Path| {
+            let new = Watch::new(Life::Name(path.to_owned()), &namespace);
+            new.map(drop).expect_err("is no namespace").to_string()
+        };
+        assert_eq!(line(&file), format!("{} has gone meanwhile", file.display()));
+        fs::remove_file(&file).expect("is ours");
+        assert_eq!(line(&file), format!("{} has gone meanwhile", file.display()));
+        fs::remove_dir(&directory).expect("is ours");
+        assert!(line(&file).starts_with("Couldn't watch the namespace: No such file"));
     }
 
     #[test]

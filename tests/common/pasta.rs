@@ -316,7 +316,7 @@ fn command_line(pid: i32) -> String {
 }
 
 /// The program, where `who` may start it: a target directory may be closed to others.
-fn program(who: Who) -> &'static Path {
+pub fn program(who: Who) -> &'static Path {
     static COPY: OnceLock<Option<(TempDir, PathBuf)>> = OnceLock::new();
     if who == Who::Root {
         return Path::new(PASTA);

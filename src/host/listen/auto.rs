@@ -26,6 +26,9 @@ const PORTION: usize = 512;
 /// Ports that cannot be had and are tried again after one look.
 const RETRIED: usize = 64;
 
+/// Looks that must go well before one that fails is worth a word again.
+const WELL: u32 = 100;
+
 /// Sees who listens on both sides.
 #[derive(Debug)]
 pub struct Lookout {
@@ -46,8 +49,8 @@ pub struct Lookout {
     more: bool,
     /// Ports that were complained of: by side, TCP before UDP.
     complained: [PortSet; 4],
-    /// Looking has failed, and we have said so.
-    blind: bool,
+    /// Looking has failed, and we have said so: so many looks must go well before we do again.
+    blind: u32,
 }
 
 /// One side.
@@ -137,7 +140,7 @@ impl Sockets {
             looks: 0,
             more: false,
             complained: std::array::from_fn(|_| PortSet::new()),
-            blind: false,
+            blind: 0,
         }));
     }
 
@@ -224,7 +227,7 @@ impl Sockets {
     fn give_up(&mut self, error: &io::Error) -> Scan {
         let Some(lookout) = &mut self.lookout else { return Scan::Off };
         lookout.looking = None;
-        if !std::mem::replace(&mut lookout.blind, true) {
+        if std::mem::replace(&mut lookout.blind, WELL) == 0 {
             log::warn!("Can't see who listens, so automatic ports don't follow: {error}");
         }
         Scan::Same
@@ -234,6 +237,7 @@ impl Sockets {
     fn follow(&mut self, rules: &Rules, news: bool) -> Scan {
         let Some(lookout) = &mut self.lookout else { return Scan::Off };
         lookout.looks = lookout.looks.wrapping_add(1);
+        lookout.blind = lookout.blind.saturating_sub(1);
         if !news && !lookout.has_hopes() {
             return Scan::Same;
         }

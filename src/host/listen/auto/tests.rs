@@ -3,6 +3,7 @@ use crate::flow::rules::Tables;
 use crate::host::sockets::{Features, Setup};
 use crate::sys::epoll::Epoll;
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::process::Command;
@@ -198,6 +199,32 @@ fn a_port_that_is_taken_is_tried_again_and_complained_of_once() {
         assert_eq!(pair.scan(), Scan::Changed);
         assert_eq!(pair.listens(), ["tcp 0.0.0.0 5000", "tcp 0.0.0.0 5001"]);
         assert!(complained(&pair) && pair.host.lookout.as_ref().unwrap().failed.is_empty());
+    });
+}
+
+#[test]
+fn a_look_that_fails_is_said_once_and_again_when_all_was_well_for_long() {
+    in_a_thread(|| {
+        let mut pair = Pair::new(vec![auto(Protocol::Tcp)], false);
+        let _service = pair.inside(|| TcpListener::bind("0.0.0.0:5000").unwrap());
+        // Sockets of this kind know nothing of others.
+        let route = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::NetlinkRoute,
+        );
+        let useless = Diag::over(route.unwrap()).unwrap();
+        let useful =
+            std::mem::replace(&mut pair.host.lookout.as_mut().unwrap().inside.diag, useless);
+        let blind = |pair: &Pair| pair.host.lookout.as_ref().unwrap().blind;
+        assert_eq!((pair.scan(), blind(&pair)), (Scan::Same, WELL));
+        assert_eq!((pair.scan(), blind(&pair)), (Scan::Same, WELL));
+        pair.host.lookout.as_mut().unwrap().inside.diag = useful;
+        assert_eq!((pair.scan(), blind(&pair)), (Scan::Changed, WELL - 1));
+        assert_eq!(pair.listens(), ["tcp 0.0.0.0 5000"]);
+        (1..WELL).for_each(|_| assert_eq!(pair.scan(), Scan::Same));
+        assert_eq!(blind(&pair), 0);
     });
 }
 
