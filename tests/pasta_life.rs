@@ -262,41 +262,75 @@ fn a_signal_ends_us_in_order_and_leaves_the_command() {
     }
 }
 
-#[test]
-fn who_serves_a_namespace_has_one_right_left_and_no_files() {
-    let place = Place::new();
-    for who in EVERYBODY {
-        let (pasta, command) = waiting(&place, who, &[]);
+/// Who serves a namespace, next to `others`, has one right left and no files, and whoever is inside
+/// has none at all; both are `user`.
+#[track_caller]
+fn assert_both_are_locked_in(place: &Place<'_>, pasta: i32, others: &[i32], user: u32) {
+    let is_inside = |pid: &i32| *pid != pasta && !others.contains(pid);
+    let inside: Vec<_> = place.processes().into_iter().filter(is_inside).collect();
+    let [inside] = inside[..] else { panic!("one is inside, and not {inside:?}") };
+    for (pid, right) in [(pasta, "0400"), (inside, "0000")] {
         let expected = [
             "CapInh: 0000000000000000",
-            "CapPrm: 0000000000000400",
-            "CapEff: 0000000000000400",
+            &format!("CapPrm: 000000000000{right}"),
+            &format!("CapEff: 000000000000{right}"),
             "CapBnd: 0000000000000000",
             "CapAmb: 0000000000000000",
             "NoNewPrivs: 1",
             "Seccomp: 2",
         ];
-        assert_eq!(rights(pasta.pid()), expected, "{who:?}");
-        let root = format!("/proc/{}/root", pasta.pid());
-        assert_eq!(fs::read_dir(root).expect("root may look").count(), 0, "{who:?}");
-        let inside: Vec<_> = place
-            .processes()
-            .into_iter()
-            .filter(|pid| ![pasta.pid(), command].contains(pid))
-            .collect();
-        let [inside] = inside[..] else { panic!("{who:?}: {inside:?}") };
-        let none: Vec<_> = expected.iter().map(|line| line.replace("0400", "0000")).collect();
-        assert_eq!(rights(inside), none, "{who:?}");
-        let root = format!("/proc/{inside}/root");
-        assert_eq!(fs::read_dir(root).expect("root may look").count(), 0, "{who:?}");
-        if who == Who::Root {
-            for pid in [pasta.pid(), inside] {
-                let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
-                assert!(status.contains("Uid:\t65534\t65534\t65534\t65534"), "{status}");
-            }
-        }
+        assert_eq!(rights(pid), expected);
+        let root = format!("/proc/{pid}/root");
+        assert_eq!(fs::read_dir(root).expect("root may look").count(), 0);
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
+        let users = format!("Uid:\t{user}\t{user}\t{user}\t{user}\n");
+        assert!(status.contains(&users), "{status}");
+    }
+}
+
+const NOBODY: u32 = 65534;
+
+#[test]
+fn who_serves_a_command_has_one_right_left_and_no_files() {
+    let place = Place::new();
+    for (who, user) in [(Who::Root, NOBODY), (Who::User, USER)] {
+        let (pasta, command) = waiting(&place, who, &[]);
+        assert_both_are_locked_in(&place, pasta.pid(), &[command], user);
         kill(Pid::from_raw(command), Signal::SIGKILL).expect("it lives");
         assert_eq!(pasta.end().0, Some(137));
+    }
+}
+
+#[test]
+fn daemons_have_one_right_left_and_no_files() {
+    let place = Place::new();
+    let target = Namespace::alone("target");
+    let path = target.path();
+    let pasta = daemon(&place, Who::Root, &["--netns", path.to_str().expect("is text")]);
+    assert_both_are_locked_in(&place, pasta, &[], NOBODY);
+    drop(target);
+    assert!(ends(pasta));
+
+    for who in EVERYBODY {
+        let container = Container::new(&place, who);
+        let pid = container.pid();
+        let others = [pid.parse().expect("is a number")];
+        let pasta = daemon(&place, who, &[&pid]);
+        let user = if who == Who::Root { NOBODY } else { USER };
+        assert_both_are_locked_in(&place, pasta, &others, user);
+        kill(Pid::from_raw(pasta), Signal::SIGTERM).expect("it lives");
+        assert!(ends(pasta));
+        if who == Who::User {
+            // As podman does: root in the user namespace that owns the other one.
+            let mut command = place.command(who, "nsenter");
+            command.args(["--user", "--target", &pid, "--preserve-credentials", "--"]);
+            command.arg(program(who));
+            let path = format!("/proc/{pid}/ns/net");
+            let pasta = daemon_by(&place, command, &["--netns", &path]);
+            assert_both_are_locked_in(&place, pasta, &others, USER);
+        }
+        container.kill();
+        place.assert_nothing_is_left();
     }
 }
 
@@ -345,10 +379,19 @@ fn eventually<T>(mut ask: impl FnMut() -> Option<T>) -> T {
 /// Starts a daemon; returns its process, by its PID file, which was read at once.
 #[track_caller]
 fn daemon(place: &Place<'_>, who: Who, arguments: &[&str]) -> i32 {
+    daemon_by(place, place.pasta(who, &[]), arguments)
+}
+
+/// As [`daemon`], by a command that ends as `pasta`.
+#[track_caller]
+fn daemon_by(place: &Place<'_>, mut command: Command, arguments: &[&str]) -> i32 {
     let file = place.dir.join("pid");
     let file = file.to_str().expect("is text");
-    let arguments = [&with(&["--quiet", "--config-net", "--pid", file])[..], arguments].concat();
-    assert_eq!(place.prints(who, &arguments), "");
+    command.args(with(&["--quiet", "--config-net", "--pid", file])).args(arguments);
+    let output = command.output().expect("starts");
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    assert_eq!((output.status.code(), &*said), (Some(0), ""), "{command:?}");
     let text = fs::read_to_string(file).expect("is there");
     fs::remove_file(file).expect("is ours");
     let pid = text.strip_suffix('\n').and_then(|pid| pid.parse().ok()).expect("is a number");
@@ -502,6 +545,35 @@ fn a_namespace_of_others_is_refused_with_the_remedy() {
 }
 
 #[test]
+fn without_the_user_namespace_of_a_process_its_network_is_not_joined() {
+    let place = Place::new();
+    let container = Container::new(&place, Who::User);
+    let mut command = place.pasta(Who::User, &with(&["-q", "--netns-only", &container.pid()]));
+    let output = command.output().expect("starts");
+    assert_eq!(
+        (output.status.code(), &*String::from_utf8_lossy(&output.stderr)),
+        (
+            Some(1),
+            "Couldn't join the network namespace: Operation not permitted; \
+             who does not own it needs --userns with the user namespace that does\n"
+        )
+    );
+    // It would be enough.
+    let pasta = daemon(&place, Who::User, &[&container.pid()]);
+    container.kill();
+    assert!(ends(pasta));
+}
+
+#[test]
+fn a_user_who_does_not_exist_is_refused_in_known_words() {
+    let place = Place::new();
+    let mut command = place.command(Who::User, "unshare");
+    // Nobody says which users there are in that namespace.
+    command.args(["-U", "--"]).arg(program(Who::User)).args(with(&["--", "true"]));
+    assert_eq!(place.refused(command), "Couldn't create user namespace: Operation not permitted");
+}
+
+#[test]
 fn a_system_that_forbids_user_namespaces_is_named_with_the_remedy() {
     let place = Place::new();
     let script = r#"echo 0 > /proc/sys/user/max_user_namespaces && exec "$@""#;
@@ -539,35 +611,6 @@ fn without_a_tun_device_there_is_a_line_or_splice_only() {
     let output = run(&["--splice-only"]).output().expect("starts");
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert!(output.stderr.is_empty(), "{output:?}");
-}
-
-#[test]
-fn without_the_user_namespace_of_a_process_its_network_is_not_joined() {
-    let place = Place::new();
-    let container = Container::new(&place, Who::User);
-    let mut command = place.pasta(Who::User, &with(&["-q", "--netns-only", &container.pid()]));
-    let output = command.output().expect("starts");
-    assert_eq!(
-        (output.status.code(), &*String::from_utf8_lossy(&output.stderr)),
-        (
-            Some(1),
-            "Couldn't join the network namespace: Operation not permitted; \
-             who does not own it needs --userns with the user namespace that does\n"
-        )
-    );
-    // It would be enough.
-    let pasta = daemon(&place, Who::User, &[&container.pid()]);
-    container.kill();
-    assert!(ends(pasta));
-}
-
-#[test]
-fn a_user_who_does_not_exist_is_refused_in_known_words() {
-    let place = Place::new();
-    let mut command = place.command(Who::User, "unshare");
-    // Nobody says which users there are in that namespace.
-    command.args(["-U", "--"]).arg(program(Who::User)).args(with(&["--", "true"]));
-    assert_eq!(place.refused(command), "Couldn't create user namespace: Operation not permitted");
 }
 
 #[test]
@@ -662,23 +705,78 @@ fn podman_and_rootlesskit_are_served_as_they_ask() {
     place.assert_nothing_is_left();
 }
 
+/// Allows the user namespace that `pid` is in, as its root, so many namespaces of each kind that
+/// `pasta` makes. The kernel counts all that there are, also those in which nobody is.
+fn limit_namespaces(place: &Place<'_>, pid: i32, most: u32) {
+    let script = format!(
+        "for kind in user net mnt pid ipc uts
+        do echo {most} > /proc/sys/user/max_${{kind}}_namespaces || exit 1
+        done"
+    );
+    let mut command = place.command(Who::User, "nsenter");
+    command.args(["--user", "--target", &pid.to_string(), "--preserve-credentials"]);
+    let limited = command.args(["sh", "-c", &script]).status();
+    assert!(limited.expect("starts").success());
+}
+
+/// More of one kind than a `pasta` has at a time.
+const FEW: u32 = 4;
+
+/// The descriptors of a process.
+fn descriptors(pid: i32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).expect("it lives").count()
+}
+
 #[test]
-fn many_starts_and_stops_leave_nothing() {
+fn five_hundred_starts_and_stops_leave_nothing() {
     let place = Place::new();
-    for n in 0..20 {
-        let who = EVERYBODY[n % 2];
-        assert_eq!(place.run(who, &with(&["--config-net", "true"])).status.code(), Some(0));
-        place.assert_nothing_is_left();
+    for _ in 0..50 {
+        place.prints(Who::Root, &with(&["--config-net", "true"]));
     }
+    place.assert_nothing_is_left();
+
+    // As an ordinary user in a user namespace, for its count of namespaces. They go a while after
+    // who was in them.
+    let script = r#"
+        ordinary="unshare --user --map-user=1000 --map-group=1000"
+        echo ready; read -r word
+        $ordinary sh -c '
+            n=0; while [ $n -lt 400 ]; do "$@" || exit 1; n=$((n + 1)); done' sh "$@" || exit 1
+        echo done; read -r word
+        n=0; until $ordinary "$@" 2>/dev/null; do n=$((n + 1)); [ $n -lt 1000 ] || exit 2; done"#;
+    let mut command = place.command(Who::User, "unshare");
+    command.args(["--user", "--map-root-user", "sh", "-c", script, "sh"]);
+    command.arg(program(Who::User)).args(with(&["--config-net", "--", "true"]));
+    command.stdin(Stdio::piped());
+    let (mut shell, _) = Running::start(command);
+    let pid = shell.pid();
+    let before = descriptors(pid);
+    let mut stdin = shell.child.stdin.take().expect("is piped");
+    stdin.write_all(b"go on\n").expect("it listens");
+    let mut line = String::new();
+    shell.stdout.read_line(&mut line).expect("is text");
+    assert_eq!(line, "done\n");
+    assert_eq!((place.processes(), descriptors(pid)), (vec![pid], before));
+    limit_namespaces(&place, pid, FEW);
+    stdin.write_all(b"go on\n").expect("it listens");
+    assert_eq!(shell.end().0, Some(0), "namespaces are left");
+    place.assert_nothing_is_left();
+
     let container = Container::new(&place, Who::User);
     let pid = container.pid();
-    for _ in 0..10 {
+    let number = pid.parse().expect("is a number");
+    let before = descriptors(number);
+    for _ in 0..50 {
         let pasta = daemon(&place, Who::User, &["-I", "tap0", &pid]);
         kill(Pid::from_raw(pasta), Signal::SIGTERM).expect("it lives");
         assert!(ends(pasta));
         // The interface goes with who made it.
         assert!(!container.prints("ip -o link").contains("tap0"));
     }
+    assert_eq!(descriptors(number), before);
+    limit_namespaces(&place, number, FEW);
+    let start = || place.run(Who::User, &with(&["-q", "-I", "tap0", &pid])).status.success();
+    eventually(|| start().then_some(()));
     container.kill();
     place.assert_nothing_is_left();
 }
