@@ -3,8 +3,10 @@
 
 mod common;
 
-use common::net::{FAR4, FAR6, GATEWAY4, GATEWAY6, HOST4, HOST6, Lab, PATIENCE, within};
-use common::pasta::{EVERYBODY, Place, Running, Who, waiting};
+use common::net::{
+    FAR4, FAR6, GATEWAY4, GATEWAY6, HOST4, HOST6, Lab, Namespace, PATIENCE, need, within,
+};
+use common::pasta::{EVERYBODY, Place, Running, Who, program, waiting_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io::{Read, Write as _};
@@ -18,8 +20,12 @@ use std::thread;
 
 const LO4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const LO6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
-/// Another name of the host, for `--map-guest-addr`.
+/// Another name of the host, for `--map-guest-addr` and `--map-host-loopback`.
 const NAME4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 1, 2));
+const NAME6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2));
+/// For `--dns-forward`.
+const RESOLVER4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 1, 1));
+const RESOLVER6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1));
 
 const QUIET: [&str; 8] = ["-T", "none", "-U", "none", "-t", "none", "-u", "none"];
 
@@ -31,8 +37,12 @@ struct Served {
 
 impl Served {
     fn new(place: &Place<'_>, who: Who, options: &[&str]) -> Self {
-        let options = [&["--config-net"], options].concat();
-        let (pasta, command) = waiting(place, who, &options);
+        Self::by(place.pasta(who, &[&["--config-net"], options].concat()))
+    }
+
+    /// By a command that ends as `pasta` and its options.
+    fn by(pasta: Command) -> Self {
+        let (pasta, command) = waiting_for(pasta);
         Self { pasta, command }
     }
 
@@ -140,6 +150,8 @@ fn tcp(
     connect: impl FnOnce() -> std::io::Result<TcpStream> + Send,
     bytes: u64,
 ) -> Seen {
+    // It need not be accepted to be there.
+    let stream = patient(connect().expect("connects"));
     thread::scope(|scope| {
         let service = scope.spawn(|| {
             let (stream, peer) = listener.accept().expect("accepts");
@@ -151,7 +163,6 @@ fn tcp(
             });
             (plain(peer), plain(local))
         });
-        let stream = patient(connect().expect("connects"));
         thread::scope(|scope| {
             scope.spawn(|| send(&stream, bytes));
             receive(&stream, bytes);
@@ -160,24 +171,28 @@ fn tcp(
     })
 }
 
-/// A datagram to a service and its answer: whom the service saw.
+/// Datagrams to a service and its answers: whom the service saw.
 fn udp(service: &UdpSocket, client: &UdpSocket, to: SocketAddr) -> IpAddr {
+    exchange(service, client, to, 1);
+    exchange(service, client, to, 1200)
+}
+
+/// A datagram to a service and its answer: whom the service saw.
+#[track_caller]
+fn exchange(service: &UdpSocket, client: &UdpSocket, to: SocketAddr, len: usize) -> IpAddr {
     for socket in [service, client] {
         socket.set_read_timeout(Some(PATIENCE)).expect("is a socket");
     }
-    let mut bytes = [0; 2048];
-    for len in [1, 1200] {
-        client.send_to(&bytes[..len], to).expect("sends");
-        let (n, peer) = service.recv_from(&mut bytes).expect("arrives");
-        assert_eq!(n, len);
-        service.send_to(&bytes[..n], peer).expect("answers");
-        let (n, from) = client.recv_from(&mut bytes).expect("comes back");
-        assert_eq!((n, from.ip(), from.port()), (len, to.ip(), to.port()));
-        if len > 1 {
-            return plain(peer);
-        }
-    }
-    unreachable!("the last length returns")
+    let (mut sent, mut bytes) = (vec![0; len], vec![0; 1 << 16]);
+    Pattern::new(len as u64).read_exact(&mut sent).expect("cannot fail");
+    client.send_to(&sent, to).expect("sends");
+    let (n, peer) = service.recv_from(&mut bytes).unwrap_or_else(|e| panic!("{len} to {to}: {e}"));
+    assert!(bytes[..n] == sent, "{n} of {len} to {to}");
+    service.send_to(&bytes[..n], peer).expect("answers");
+    let (n, from) = client.recv_from(&mut bytes).unwrap_or_else(|e| panic!("{len} of {to}: {e}"));
+    assert!(bytes[..n] == sent, "{n} of {len} from {to}");
+    assert_eq!((from.ip(), from.port()), (to.ip(), to.port()));
+    plain(peer)
 }
 
 /// The address without the form that IPv4 has on sockets of both families.
@@ -263,40 +278,150 @@ fn datagrams_to_ports_that_cannot_be_bound_again_are_answered_from_there() {
 fn the_host_is_seen_as_its_table_of_addresses_says() {
     let lab = Lab::new();
     let place = Place::on(&lab.host);
-    let ports = ["-t", "8000:80", "-u", "none", "-T", "8001:81", "-U", "none"];
+    let ports = ["-t", "8000:80", "-u", "8000:80", "-T", "8001:81", "-U", "8001:81"];
     let lo_to_lo = "--host-lo-to-ns-lo";
+    let ours6 = link_local(&lab.host);
     // Options, where the host connects to, where the service inside listens, whom it sees.
-    let table: [(&[&str], IpAddr, IpAddr, Seen); 9] = [
-        (&[], HOST4, HOST4, (GATEWAY4, HOST4)),
-        (&["--map-guest-addr", "169.254.1.2"], HOST4, HOST4, (NAME4, HOST4)),
-        (&[], LO4, HOST4, (HOST4, HOST4)),
-        (&[], LO6, HOST6, (HOST6, HOST6)),
-        (&[lo_to_lo], LO4, LO4, (LO4, LO4)),
-        (&[lo_to_lo], LO6, LO6, (LO6, LO6)),
-        (&["--no-splice"], LO4, HOST4, (GATEWAY4, HOST4)),
-        (&["--splice-only"], LO4, LO4, (LO4, LO4)),
-        (&["--splice-only"], LO6, LO6, (LO6, LO6)),
+    let table: [(&[&str], IpAddr, IpAddr, IpAddr); 17] = [
+        (&[], HOST4, HOST4, GATEWAY4),
+        (&[], HOST6, HOST6, ours6),
+        (&["--map-guest-addr", "169.254.1.2"], HOST4, HOST4, NAME4),
+        (&["--map-guest-addr", "fd00::2"], HOST6, HOST6, NAME6),
+        (&["--no-map-gw"], HOST4, HOST4, GATEWAY4),
+        (&[], LO4, HOST4, HOST4),
+        (&[], LO6, HOST6, HOST6),
+        (&[lo_to_lo], LO4, LO4, LO4),
+        (&[lo_to_lo], LO6, LO6, LO6),
+        (&["--no-splice"], LO4, HOST4, GATEWAY4),
+        (&["--no-splice"], LO6, HOST6, GATEWAY6),
+        (&["--no-splice", "--map-host-loopback", "169.254.1.2"], LO4, HOST4, NAME4),
+        (&["--no-splice", "--map-host-loopback", "fd00::2"], LO6, HOST6, NAME6),
+        (&["--no-splice", "--no-map-gw"], LO4, HOST4, GATEWAY4),
+        (&["--no-splice", "--no-map-gw"], LO6, HOST6, ours6),
+        (&["--splice-only"], LO4, LO4, LO4),
+        (&["--splice-only"], LO6, LO6, LO6),
     ];
     for (options, to, at, expected) in table {
         let served = Served::new(&place, Who::User, &[&ports, options].concat());
         let listener = served.within(|| TcpListener::bind((at, 80))).expect("binds");
         let connect = || lab.host.within(|| TcpStream::connect((to, 8000)));
-        assert_eq!(tcp(&listener, connect, 1 << 20), expected, "{options:?} {to}");
+        assert_eq!(tcp(&listener, connect, 1 << 20), (expected, at), "{options:?} {to}");
+        let service = served.within(|| UdpSocket::bind((at, 80))).expect("binds");
+        let client = lab.host.within(|| UdpSocket::bind(any(to))).expect("binds");
+        assert_eq!(udp(&service, &client, (to, 8000).into()), expected, "UDP: {options:?} {to}");
     }
     // Options, where the namespace connects to, where the host's service listens, whom it sees.
-    let table: [(&[&str], At, IpAddr, Seen); 6] = [
-        (&[], (GATEWAY4, 81), LO4, (LO4, LO4)),
-        (&["--map-host-loopback", "169.254.1.2"], (NAME4, 81), LO4, (LO4, LO4)),
-        (&["--map-guest-addr", "169.254.1.2"], (NAME4, 81), HOST4, (HOST4, HOST4)),
-        (&[], (LO4, 8001), LO4, (LO4, LO4)),
-        (&[], (LO6, 8001), LO6, (LO6, LO6)),
-        (&["--splice-only"], (LO4, 8001), LO4, (LO4, LO4)),
+    let table: [(&[&str], At, IpAddr, IpAddr); 13] = [
+        (&[], (GATEWAY4, 81), LO4, LO4),
+        (&[], (GATEWAY6, 81), LO6, LO6),
+        (&["--map-host-loopback", "169.254.1.2"], (NAME4, 81), LO4, LO4),
+        (&["--map-host-loopback", "fd00::2"], (NAME6, 81), LO6, LO6),
+        (&["--no-map-gw", "--map-host-loopback", "169.254.1.2"], (NAME4, 81), LO4, LO4),
+        (&["--map-guest-addr", "169.254.1.2"], (NAME4, 81), HOST4, HOST4),
+        (&["--map-guest-addr", "fd00::2"], (NAME6, 81), HOST6, HOST6),
+        (&[], (LO4, 8001), LO4, LO4),
+        (&[], (LO6, 8001), LO6, LO6),
+        (&["--splice-only"], (LO4, 8001), LO4, LO4),
+        (&["--splice-only"], (LO6, 8001), LO6, LO6),
+        // A resolver of the host's own.
+        (&["--dns-forward", "169.254.1.1", "--dns-host", "127.0.0.1"], (RESOLVER4, 53), LO4, LO4),
+        (&["--dns-forward", "fd00::1", "--dns-host", "::1"], (RESOLVER6, 853), LO6, LO6),
     ];
     for (options, to, at, expected) in table {
         let served = Served::new(&place, Who::User, &[&ports, options].concat());
-        let listener = lab.host.within(|| TcpListener::bind((at, 81))).expect("binds");
+        let port = if to.1 == 8001 { 81 } else { to.1 };
+        let listener = lab.host.within(|| TcpListener::bind((at, port))).expect("binds");
         let connect = || served.within(|| TcpStream::connect(to));
-        assert_eq!(tcp(&listener, connect, 1 << 20), expected, "{options:?} {to:?}");
+        assert_eq!(tcp(&listener, connect, 1 << 20), (expected, at), "{options:?} {to:?}");
+        let service = lab.host.within(|| UdpSocket::bind((at, port))).expect("binds");
+        let client = served.within(|| UdpSocket::bind(any(at))).expect("binds");
+        assert_eq!(udp(&service, &client, to.into()), expected, "UDP: {options:?} {to:?}");
+    }
+}
+
+/// The address of an interface that needs no other.
+fn link_local(of: &Namespace) -> IpAddr {
+    let read = || std::fs::read_to_string("/proc/thread-self/net/if_inet6").expect("is there");
+    let text = of.within(read);
+    let line = text.lines().find(|line| line.starts_with("fe80")).expect("has one");
+    let number = u128::from_str_radix(&line[..32], 16).expect("is a number");
+    Ipv6Addr::from(number).into()
+}
+
+#[test]
+fn a_gateway_that_is_not_mapped_is_the_gateway() {
+    let lab = Lab::new();
+    let place = Place::on(&lab.host);
+    let served = Served::new(&place, Who::User, &[&QUIET[..], &["--no-map-gw"]].concat());
+    for (gateway, host, lo) in [(GATEWAY4, HOST4, LO4), (GATEWAY6, HOST6, LO6)] {
+        // It has a service of that port itself; who sees us is the gateway.
+        let _other = lab.host.within(|| TcpListener::bind((lo, 82))).expect("binds");
+        let refused = served.within(|| TcpStream::connect((gateway, 82)));
+        let refused = refused.expect_err("the gateway has none").kind();
+        assert_eq!(refused, std::io::ErrorKind::ConnectionRefused);
+
+        let listener = lab.far.within(|| TcpListener::bind((gateway, 81))).expect("binds");
+        let connect = || served.within(|| TcpStream::connect((gateway, 81)));
+        assert_eq!(tcp(&listener, connect, 1 << 20), (host, gateway));
+        let service = lab.far.within(|| UdpSocket::bind((gateway, 81))).expect("binds");
+        let client = served.within(|| UdpSocket::bind(any(gateway))).expect("binds");
+        assert_eq!(udp(&service, &client, (gateway, 81).into()), host);
+    }
+}
+
+#[test]
+fn queries_go_to_the_hosts_resolver_and_answers_come_from_ours() {
+    let lab = Lab::new();
+    let place = Place::on(&lab.host);
+    let (far4, far6) = (FAR4.to_string(), FAR6.to_string());
+    let four = ["--dns-forward", "169.254.1.1", "--dns-host", &far4];
+    let six = ["--dns-forward", "fd00::1", "--dns-host", &far6];
+    let served = Served::new(&place, Who::User, &[&QUIET[..], &four, &six].concat());
+    for (resolver, far, host) in [(RESOLVER4, FAR4, HOST4), (RESOLVER6, FAR6, HOST6)] {
+        for port in [53, 853] {
+            let listener = lab.far.within(|| TcpListener::bind((far, port))).expect("binds");
+            let connect = || served.within(|| TcpStream::connect((resolver, port)));
+            assert_eq!(tcp(&listener, connect, 1 << 16), (host, far), "{resolver} {port}");
+            let service = lab.far.within(|| UdpSocket::bind((far, port))).expect("binds");
+            let client = served.within(|| UdpSocket::bind(any(far))).expect("binds");
+            assert_eq!(udp(&service, &client, (resolver, port).into()), host, "{resolver} {port}");
+        }
+    }
+}
+
+#[test]
+fn queries_without_a_resolver_reach_nobody() {
+    let lab = Lab::new();
+    let place = Place::on(&lab.host);
+    let none = place.dir.join("resolv.conf");
+    std::fs::write(&none, "").expect("is ours");
+    let mut pasta = place.command(Who::Root, "unshare");
+    pasta.args(["--mount", "--propagation", "private", "sh", "-c"]);
+    pasta.arg(r#"mount --bind "$0" /etc/resolv.conf && exec "$@""#).arg(none);
+    pasta.arg(program(Who::Root)).args(["--config-net", "--no-map-gw"]).args(QUIET);
+    pasta.args(["--dns-forward", "169.254.1.1", "--dns-forward", "fd00::1"]);
+    pasta.args(["--map-host-loopback", "169.254.1.2", "--map-host-loopback", "fd00::2"]);
+    let served = Served::by(pasta);
+    for (resolver, name, lo) in [(RESOLVER4, NAME4, LO4), (RESOLVER6, NAME6, LO6)] {
+        for port in [53, 853] {
+            let service = lab.host.within(|| UdpSocket::bind((lo, port))).expect("binds");
+            let client = served.within(|| UdpSocket::bind(any(lo))).expect("binds");
+            client.send_to(b"who is there?", (resolver, port)).expect("sends");
+            // What is sent later would come later.
+            udp(&service, &client, (name, port).into());
+            service.set_nonblocking(true).expect("is a socket");
+            let nobody = service.recv_from(&mut [0; 16]).expect_err("nobody has asked");
+            assert_eq!(nobody.kind(), std::io::ErrorKind::WouldBlock, "{resolver} {port}");
+
+            let listener = lab.host.within(|| TcpListener::bind((lo, port))).expect("binds");
+            let soon = std::time::Duration::from_millis(20);
+            let connect = || TcpStream::connect_timeout(&(resolver, port).into(), soon);
+            served.within(connect).expect_err("nobody answers");
+            tcp(&listener, || served.within(|| TcpStream::connect((name, port))), 1);
+            listener.set_nonblocking(true).expect("is a socket");
+            let nobody = listener.accept().expect_err("nobody has come");
+            assert_eq!(nobody.kind(), std::io::ErrorKind::WouldBlock, "{resolver} {port}");
+        }
     }
 }
 
@@ -345,12 +470,27 @@ fn ports_appear_and_disappear_with_services() {
 #[test]
 fn much_passes_unchanged_at_any_mtu() {
     const MUCH: u64 = 64 << 20;
+    need("ping", "iputils-ping");
     let lab = Lab::new();
     let place = Place::on(&lab.host);
     for mtu in ["1500", "9000", "65520"] {
         let ports = ["-t", "8000:80", "-u", "none", "-T", "none", "-U", "none", "--mtu", mtu];
         let served = Served::new(&place, Who::User, &ports);
         assert!(served.prints("ip -o link show eth0").contains(&format!(" mtu {mtu} ")));
+        for (far, host, headers) in [(FAR4, HOST4, 28), (FAR6, HOST6, 48)] {
+            let whole = mtu.parse::<usize>().expect("is a number") - headers;
+            let service = lab.far.within(|| UdpSocket::bind((far, 0))).expect("binds");
+            let client = served.within(|| UdpSocket::bind(any(far))).expect("binds");
+            let to = service.local_addr().expect("is bound");
+            // One that fills a frame, and one of several frames.
+            for len in [whole, 1400, 20_000] {
+                assert_eq!(exchange(&service, &client, to, len), host, "{mtu} {len}");
+            }
+            for len in [whole, 20_000] {
+                let ping = served.prints(&format!("ping -c 1 -W 20 -s {len} {far}"));
+                assert!(ping.contains(" 0% packet loss"), "{mtu} {len}: {ping}");
+            }
+        }
         let listener = lab.far.within(|| TcpListener::bind((FAR4, 0))).expect("binds");
         let to = listener.local_addr().expect("is bound");
         tcp(&listener, || served.within(|| TcpStream::connect(to)), MUCH);
