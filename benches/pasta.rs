@@ -31,9 +31,8 @@ use std::thread::{sleep, spawn};
 use std::time::{Duration, Instant};
 use tapped::Pasta;
 
-/// Ports of servers outside, and inside.
+/// Ports of servers outside, and inside; those of short connections are the next ones.
 const OUTSIDE: u16 = 5300;
-const ANSWERS: u16 = 5301;
 const INSIDE: u16 = 6000;
 const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -109,10 +108,11 @@ fn main() {
     print("datagrams", &columns, &datagrams);
     let columns = ["TCP us", "UDP us", "of loop T", "of loop U", "conn/s"];
     print("round trips, and connections of 16 clients", &columns, &answers);
-    print("pasta --config-net -- true", &["ms", "idle MiB"], &starts);
+    print("pasta --config-net -- true", &["ms", "idle MiB", "shared"], &starts);
     println!(
         "fair: the slowest stream as a share of the fastest; elsewh.: no full buffer accounts for it"
     );
+    println!("idle: of all its processes; shared: what they have in common is counted once");
     println!("medians of the rounds; counters are those of the namespace's kernel");
 }
 
@@ -264,18 +264,27 @@ impl Bench {
         ]
     }
 
-    /// Round trips over the tap, and short connections.
+    /// Round trips and short connections over each path.
     fn answers(&self, table: &mut Table) {
-        let _server = Server::sockperf(&self.lab.host, OUTSIDE);
-        let here = self.round_trips(&self.lab.host, LOCALHOST);
-        let direct = self.connections(&self.lab.host, LOCALHOST);
+        let host = &self.lab.host;
+        let _server = Server::sockperf(host, OUTSIDE);
+        let here = self.round_trips(host, LOCALHOST, OUTSIDE);
+        let direct = self.connections(host, host, (LOCALHOST, OUTSIDE + 1));
         let row = table.entry("loopback".to_owned()).or_default();
         row.push(vec![here.0, here.1, 1.0, 1.0, direct]);
         for (name, program) in &self.programs {
             let pasta = self.pasta(program, 65520, &[]);
-            for (path, to) in [("tap out", GATEWAY4), ("splice out", LOCALHOST)] {
-                let (tcp, udp) = self.round_trips(&pasta.inside, to);
-                let connections = self.connections(&pasta.inside, to);
+            let inside = &pasta.inside;
+            let _server = Server::sockperf(inside, INSIDE);
+            for (path, from, at, to, port) in [
+                ("tap out", inside, host, GATEWAY4, OUTSIDE),
+                ("tap in", host, inside, HOST4, INSIDE),
+                ("splice out", inside, host, LOCALHOST, OUTSIDE),
+                ("splice in", host, inside, LOCALHOST, INSIDE),
+            ] {
+                let (tcp, udp) = self.round_trips(from, to, port);
+                // The next port is free.
+                let connections = self.connections(from, at, (to, port + 1));
                 let row = table.entry(format!("{path:<10} {name}")).or_default();
                 row.push(vec![tcp, udp, tcp / here.0, udp / here.1, connections]);
             }
@@ -283,11 +292,11 @@ impl Bench {
     }
 
     /// Microseconds of a TCP and of a UDP round trip.
-    fn round_trips(&self, from: &Namespace, to: IpAddr) -> (f64, f64) {
+    fn round_trips(&self, from: &Namespace, to: IpAddr, port: u16) -> (f64, f64) {
         let measure = |more: &[&str]| {
             let seconds = self.seconds.to_string();
             let mut command = from.command("sockperf");
-            command.args(["ping-pong", "-i", &to.to_string(), "-p", &OUTSIDE.to_string()]);
+            command.args(["ping-pong", "-i", &to.to_string(), "-p", &port.to_string()]);
             command.args(["-t", &seconds]).args(more).stdin(Stdio::null());
             let output = command.output().expect("cannot run sockperf");
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -297,11 +306,11 @@ impl Bench {
         (measure(&["--tcp"]), measure(&[]))
     }
 
-    /// Connections a second, each with a request and an answer.
-    fn connections(&self, from: &Namespace, to: IpAddr) -> f64 {
-        let listener = self.lab.host.within(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, ANSWERS)));
-        let listener = Arc::new(listener.expect("cannot listen"));
-        let server = SocketAddr::new(to, ANSWERS);
+    /// Connections a second, each with a request and an answer, to a server that is `at`.
+    fn connections(&self, from: &Namespace, at: &Namespace, server: (IpAddr, u16)) -> f64 {
+        let server = SocketAddr::from(server);
+        let listen = || TcpListener::bind((Ipv4Addr::UNSPECIFIED, server.port()));
+        let listener = Arc::new(at.within(listen).expect("cannot listen"));
         let answering = Arc::clone(&listener);
         let answering = spawn(move || answer_all(&answering));
         let (over, done) = (AtomicBool::new(false), AtomicU64::new(0));
@@ -329,15 +338,17 @@ impl Bench {
     /// How long it takes to run a command in a network of its own.
     fn starts(&self, table: &mut Table) {
         for (name, program) in &self.programs {
-            let idle = self.pasta(program, 65520, &[]).memory_kib("VmRSS:");
+            let pasta = self.pasta(program, 65520, &[]);
+            let idle = ["Rss:", "Pss:"].map(|name| to_f64(pasta.memory_of_all_kib(name)) / 1024.0);
+            drop(pasta);
             for _ in 0..10 {
                 let mut command = self.lab.host.command(program);
                 command.args(["--config-net", "--runas", "0", "-q", "--", "true"]);
                 let start = Instant::now();
                 let status = command.stdin(Stdio::null()).status().expect("cannot run nsenter");
                 assert!(status.success(), "{name} has failed");
-                let figures = vec![start.elapsed().as_secs_f64() * 1e3, to_f64(idle) / 1024.0];
-                table.entry((*name).to_owned()).or_default().push(figures);
+                let figures = [start.elapsed().as_secs_f64() * 1e3, idle[0], idle[1]];
+                table.entry((*name).to_owned()).or_default().push(figures.to_vec());
             }
         }
     }

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::process::Stdio;
 
@@ -89,15 +90,36 @@ impl Pasta {
     /// A line of the process's status, in KiB: `VmRSS:` is what it has in memory, `VmHWM:` the
     /// most that it ever had.
     pub fn memory_kib(&self, name: &str) -> u64 {
-        let status = self.proc_file("status");
-        let line = status.lines().find_map(|line| line.strip_prefix(name));
-        let number = line.and_then(|line| line.trim().strip_suffix(" kB"));
-        number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no {name}"))
+        kib(&self.proc_file("status"), name)
+    }
+
+    /// What all its processes have in memory, in KiB: `Rss:` counts what they share twice, `Pss:`
+    /// by halves.
+    pub fn memory_of_all_kib(&self, name: &str) -> u64 {
+        let of = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/smaps_rollup"));
+        self.processes().iter().map(|pid| kib(&of(pid).expect("pasta is gone"), name)).sum()
+    }
+
+    /// The one that serves, and those that are inside.
+    fn processes(&self) -> Vec<i32> {
+        let namespace = |path: PathBuf| fs::metadata(path).ok().map(|file| file.ino());
+        let ours = namespace(self.inside.path());
+        let is_inside = |pid: &i32| namespace(format!("/proc/{pid}/ns/net").into()) == ours;
+        let all = fs::read_dir("/proc").expect("is mounted").flatten();
+        let all = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        [self.pid].into_iter().chain(all.filter(is_inside)).collect()
     }
 
     fn proc_file(&self, name: &str) -> String {
         fs::read_to_string(format!("/proc/{}/{name}", self.pid)).expect("pasta is gone")
     }
+}
+
+/// The value of a line of a file in `/proc`.
+fn kib(text: &str, name: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let number = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no {name}"))
 }
 
 impl Drop for Pasta {
