@@ -1,7 +1,7 @@
 //! Ports that follow services (`auto`): listened on while somebody listens on the other side.
 //!
 //! The kernel tells of sockets that go, and to everyone, but not of those that come. So we look:
-//! one look is a few system calls and takes some 20 microseconds; how often is for others to say.
+//! one look is two system calls for each family, protocol and side; how often is for others to say.
 //! What a namespace does must not cost us more than so much at a time, so looks are taken in steps,
 //! and the sockets that they lead to are opened in portions.
 
