@@ -616,6 +616,27 @@ fn where_user_namespaces_are_forbidden_it_says_so_and_leaves_nothing_behind() {
     let line = format!("-s {} -P {}", folder.path("s"), folder.path("pid"));
     let script = format!(
         "echo 0 >/proc/sys/user/max_user_namespaces && exec {PASST} --vhost-user -q -D none {line}"
+#[test]
+fn a_datagram_port_that_another_of_our_kind_has_stops_the_start_too() {
+    let folder = Folder::new();
+    let line = |name: &str| {
+        let (s, pid) = (folder.path(name), folder.path(&format!("{name}.pid")));
+        format!("$P -q -D none -s {s} -P {pid}")
+    };
+    // In a network of their own. The last one takes what it can get of a few ports.
+    let text = format!(
+        "ip link set lo up; {one} -u 5353 2>&-; {two} -u 5353; echo $?; {two} -u 5350-5360; \
+         echo $?; {two} -u ~1-5349,~5361-65535; echo $?; kill $(cat {p}/one.pid) $(cat {p}/two.pid)",
+        one = line("one"),
+        two = line("two"),
+        p = folder.path(".")
+    );
+    let said = script(&["--net"], &format!("{{ {text}; }} 2>&1"));
+    let refused = "Listen failed for HOST UDP port */5353: Address already in use\n";
+    let stopped = format!("{refused}Couldn't listen on requested ports\n1\n");
+    assert_eq!(said, format!("{stopped}{stopped}{refused}0\n"));
+}
+
     );
     let output = Command::new("unshare").args(["-Ur", "sh", "-c", &script]).output();
     let output = output.expect("unshare is there (package util-linux)");

@@ -10,7 +10,7 @@ use nix::sys::socket::{
 };
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
 /// Datagrams that one step reads: some 2500 sockets.
@@ -142,6 +142,62 @@ pub struct Seen {
     pub udp: Services,
 }
 
+/// A socket that waits for others, as the kernel describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// Its port.
+    pub port: u16,
+    /// The address that it is bound to.
+    pub addr: IpAddr,
+    /// It takes nothing over IPv4, if its address is of IPv6.
+    pub v6_only: bool,
+    /// The interface that it is bound to, or 0.
+    device: u32,
+    /// What fstat(2) calls it.
+    pub inode: u64,
+}
+
+impl Waiting {
+    fn parse(body: &[u8]) -> Option<Self> {
+        let (fixed, attributes) = body.split_at_checked(ANSWER)?;
+        let word = |at: usize| Some(u32::from_ne_bytes(*fixed.get(at..)?.first_chunk()?));
+        let address = fixed.get(8..)?;
+        Some(Self {
+            port: u16::from_be_bytes(*fixed.get(4..)?.first_chunk()?),
+            addr: match i32::from(*fixed.first()?) {
+                libc::AF_INET => Ipv4Addr::from(*address.first_chunk::<4>()?).into(),
+                libc::AF_INET6 => Ipv6Addr::from(*address.first_chunk::<16>()?).into(),
+                _ => return None,
+            },
+            v6_only: is_v6_only(attributes),
+            device: word(40)?,
+            inode: word(68)?.into(),
+        })
+    }
+
+    /// How it can be reached.
+    fn reach(&self) -> Reach {
+        let reach = match self.addr {
+            IpAddr::V4(addr) => Reach::of_v4(addr),
+            IpAddr::V6(addr) => Reach::of_v6(addr, self.v6_only),
+        };
+        let local = Reach::LOOPBACK_V4.and(Reach::OTHER_LOOPBACK).and(Reach::LOOPBACK_V6);
+        if self.device == LOOPBACK_INDEX { reach.only(local) } else { reach }
+    }
+
+    /// Whether it has some address in common with a socket at `addr`; `None` is any address of both
+    /// families.
+    pub fn meets(&self, addr: Option<IpAddr>) -> bool {
+        match (self.addr.to_canonical(), addr) {
+            (_, None) => true,
+            (own, Some(other)) if own.is_ipv4() == other.is_ipv4() => {
+                own == other || own.is_unspecified() || other.is_unspecified()
+            }
+            (own, Some(other)) => other.is_ipv4() && own.is_unspecified() && !self.v6_only,
+        }
+    }
+}
+
 /// A question to the kernel: family and protocol.
 type Question = (libc::c_int, libc::c_int);
 
@@ -239,7 +295,14 @@ impl Diag {
                     _ => Ok(Some(std::mem::take(&mut self.seen))),
                 };
             }
-            if let Err(e) = self.read_one() {
+            let mut seen = std::mem::take(&mut self.seen);
+            let read = self.read_one(&mut |protocol, waiting| {
+                let tcp = protocol == libc::IPPROTO_TCP;
+                let services = if tcp { &mut seen.tcp } else { &mut seen.udp };
+                services.add(waiting.port, waiting.reach());
+            });
+            self.seen = seen;
+            if let Err(e) = read {
                 self.asked = None;
                 return Err(e);
             }
@@ -247,15 +310,36 @@ impl Diag {
         Ok(None)
     }
 
-    fn read_one(&mut self) -> io::Result<()> {
+    /// The UDP sockets that are bound and not connected, all in one go.
+    ///
+    /// # Errors
+    /// The kernel takes no question, does not answer, or has refused all questions.
+    pub fn datagram_sockets(&mut self) -> io::Result<Vec<Waiting>> {
+        let mut found = Vec::new();
+        self.buffer.resize(MAX_DATAGRAM, 0);
+        self.refused = None;
+        self.questions = UDP_QUESTIONS.to_vec();
+        self.ask_next()?;
+        while self.asked.is_some() {
+            if let Err(e) = self.read_one(&mut |_, waiting| found.push(waiting)) {
+                self.asked = None;
+                return Err(e);
+            }
+        }
+        match self.refused {
+            Some(errno) if found.is_empty() => Err(io::Error::from_raw_os_error(errno)),
+            _ => Ok(found),
+        }
+    }
+
+    /// Reads one datagram; `tell` hears of the sockets in it, with the protocol.
+    fn read_one(&mut self, tell: &mut dyn FnMut(libc::c_int, Waiting)) -> io::Result<()> {
         let flags = MsgFlags::MSG_DONTWAIT;
         let n = match recv(self.socket.as_raw_fd(), &mut self.buffer, flags) {
             Err(nix::errno::Errno::EINTR) => return Ok(()),
             other => other?,
         };
         let Some((_, protocol)) = self.asked else { return Ok(()) };
-        let services =
-            if protocol == libc::IPPROTO_TCP { &mut self.seen.tcp } else { &mut self.seen.udp };
         let mut done = false;
         for message in Messages(self.buffer.get(..n).unwrap_or_default()) {
             if message.sequence != self.sequence {
@@ -269,8 +353,8 @@ impl Diag {
                     done = true;
                 }
                 SOCK_DIAG_BY_FAMILY => {
-                    if let Some((port, reach)) = service(message.body) {
-                        services.add(port, reach);
+                    if let Some(waiting) = Waiting::parse(message.body) {
+                        tell(protocol, waiting);
                     }
                 }
                 _ => {}
@@ -294,23 +378,6 @@ fn request((family, protocol): Question, sequence: u32) -> Vec<u8> {
     bytes.extend((1u32 << state).to_ne_bytes());
     bytes.resize(HEADER + REQUEST, 0);
     bytes
-}
-
-/// The port of a socket and how it can be reached.
-fn service(body: &[u8]) -> Option<(u16, Reach)> {
-    let (fixed, attributes) = body.split_at_checked(ANSWER)?;
-    let port = u16::from_be_bytes(*fixed.get(4..)?.first_chunk()?);
-    let address = fixed.get(8..)?;
-    let device = u32::from_ne_bytes(*fixed.get(40..)?.first_chunk()?);
-    let reach = match i32::from(*fixed.first()?) {
-        libc::AF_INET => Reach::of_v4(Ipv4Addr::from(*address.first_chunk::<4>()?)),
-        libc::AF_INET6 => {
-            Reach::of_v6(Ipv6Addr::from(*address.first_chunk::<16>()?), is_v6_only(attributes))
-        }
-        _ => return None,
-    };
-    let local = Reach::LOOPBACK_V4.and(Reach::OTHER_LOOPBACK).and(Reach::LOOPBACK_V6);
-    Some((port, if device == LOOPBACK_INDEX { reach.only(local) } else { reach }))
 }
 
 fn is_v6_only(mut attributes: &[u8]) -> bool {
@@ -419,6 +486,53 @@ mod tests {
     }
 
     #[test]
+    fn sockets_that_wait_are_told_apart_by_number_and_address() {
+        use std::os::fd::AsFd as _;
+        let mut diag = Diag::open().unwrap();
+        let waits = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = waits.local_addr().unwrap().port();
+        let connected = UdpSocket::bind(("127.0.0.2", port)).unwrap();
+        connected.connect("127.0.0.1:9").unwrap();
+        let found = diag.datagram_sockets().unwrap();
+        let found: Vec<_> = found.iter().filter(|socket| socket.port == port).collect();
+        let [one] = found[..] else { panic!("{found:?}") };
+        assert_eq!(one.addr, waits.local_addr().unwrap().ip());
+        assert_eq!(one.inode, nix::sys::stat::fstat(waits.as_fd()).unwrap().st_ino);
+        assert!(reach(&look(&mut diag, true).udp, port).is_some(), "it looks as before");
+    }
+
+    #[test]
+    fn sockets_meet_at_addresses_that_both_take() {
+        let at = |addr: &str, v6_only| Waiting {
+            port: 1,
+            addr: addr.parse().unwrap(),
+            v6_only,
+            device: 0,
+            inode: 1,
+        };
+        let rows = [
+            ("192.0.2.1", false, "192.0.2.1", true),
+            ("192.0.2.1", false, "192.0.2.2", false),
+            ("192.0.2.1", false, "0.0.0.0", true),
+            ("192.0.2.1", false, "::", false),
+            ("192.0.2.1", false, "", true),
+            ("0.0.0.0", false, "192.0.2.1", true),
+            ("0.0.0.0", false, "2001:db8::1", false),
+            ("::", false, "192.0.2.1", true),
+            ("::", true, "192.0.2.1", false),
+            ("::", true, "2001:db8::1", true),
+            ("::", true, "", true),
+            ("2001:db8::1", false, "::", true),
+            ("2001:db8::1", false, "0.0.0.0", false),
+            ("::ffff:192.0.2.1", false, "192.0.2.1", true),
+        ];
+        for (own, v6_only, other, expected) in rows {
+            let met = at(own, v6_only).meets(other.parse().ok());
+            assert_eq!(met, expected, "{own} {v6_only} {other}");
+        }
+    }
+
+    #[test]
     fn a_look_that_was_given_up_does_not_disturb_the_next() {
         let mut diag = Diag::open().unwrap();
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -439,7 +553,7 @@ mod tests {
     fn answers_cut_short_or_made_up_are_survived() {
         let whole = [2u8; 200];
         for len in 0..whole.len() {
-            let _ = service(&whole[..len]);
+            let _ = Waiting::parse(&whole[..len]);
             let _ = is_v6_only(&whole[..len]);
             assert!(Messages(&whole[..len]).count() <= len);
         }

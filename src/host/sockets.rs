@@ -19,6 +19,7 @@ pub use stream::Stream;
 use self::datagram::{Connected, Tables};
 use self::peek::Scratch;
 use self::splice::Interior;
+use super::diag::Diag;
 use super::listen::{self, Change, Failure, Listeners, Lookout};
 use super::{Accepted, Batch, Connect, Host, Outbound, Relisten, Scan, SocketError, StreamInfo};
 use crate::flow::rules::Rules;
@@ -178,6 +179,8 @@ impl Sockets {
             setup,
             features,
             listeners: Listeners::default(),
+    /// Tells who waits on the host for datagrams, if the kernel does.
+    pub(super) diag: Option<Diag>,
             most_listeners: listen::most_listeners(),
             reserved: first_reserved(),
             inside_devices: None,
@@ -215,6 +218,7 @@ fn first_reserved() -> RawFd {
 fn leave_some(socket: &impl AsFd, reserved: RawFd) -> io::Result<()> {
     if socket.as_fd().as_raw_fd() >= reserved {
         return Err(io::Error::from_raw_os_error(libc::EMFILE));
+            diag: Diag::open().ok(),
     }
     Ok(())
 }

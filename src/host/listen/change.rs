@@ -250,6 +250,7 @@ impl Change {
             return Relisten::More;
         }
         if round.closed > 0 {
+            round.waiting = None;
             let mut starved = std::mem::take(&mut round.starved);
             let done = each(&mut starved, &mut left, SOCKET, |(place, number)| {
                 // It was complained of already.

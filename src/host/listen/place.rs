@@ -96,7 +96,7 @@ impl Sockets {
         *self.inside_devices.insert(!refused)
     }
 
-    /// The socket for `place`.
+    /// The socket for `place`; with `shared`, beside others that share the port with it.
     pub(super) fn open_place(&mut self, place: &Place, shared: bool) -> io::Result<Opened> {
         match place.spot.addr {
             Some(addr) => self.open_at(place, addr, shared, false),
@@ -122,12 +122,15 @@ impl Sockets {
         let kind = if tcp { Kind::Stream } else { Kind::Datagram };
         let (socket, setup) = self.open(place.side, family, kind)?;
         let fd = socket.as_fd();
-        socket::set(fd, IntOption::REUSE_ADDRESS, 1)?;
-        if shared {
-            socket::set(fd, IntOption::REUSE_PORT, 1)?;
-        }
-        if !tcp {
+        if tcp {
+            // Old connections do not keep the port.
+            socket::set(fd, IntOption::REUSE_ADDRESS, 1)?;
+        } else {
             deepen(fd);
+        }
+        if shared {
+            let option = if tcp { IntOption::REUSE_PORT } else { IntOption::REUSE_ADDRESS };
+            socket::set(fd, option, 1)?;
         }
         if family == Family::V6 {
             socket::set(fd, IntOption::V6_ONLY, i32::from(!dual))?;
@@ -148,6 +151,10 @@ impl Sockets {
         socket::bind(fd, &address(setup, place, addr, fd))?;
         if tcp {
             socket::listen(fd, BACKLOG)?;
+        } else {
+            // Flows share the port with us (Datagram::connect), but two who listen must not: the
+            // kernel would give all datagrams to the one who came last. So not before it is ours.
+            socket::set(fd, IntOption::REUSE_ADDRESS, 1)?;
         }
         Ok(Opened { fd: socket, v4: family == Family::V4 })
     }

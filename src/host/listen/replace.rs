@@ -5,10 +5,13 @@
 use super::place::{Place, Spot};
 use super::report::Changes;
 use super::{Listener, MAX_LISTENERS};
+use crate::flow::{Protocol, Side};
+use crate::host::diag::Waiting;
 use crate::host::sockets::Sockets;
 use crate::sys::socket::{self, IntOption};
 use crate::token::{Interest, Token};
 use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::stat::fstat;
 use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::ops::{Bound, Range};
@@ -30,6 +33,8 @@ pub(super) struct Round {
     pub(super) warnings: Vec<String>,
     /// Best-effort ports for which there were no descriptors while the old ones were still open.
     pub(super) starved: Vec<(Place, usize)>,
+    /// Who waits for datagrams on the host, once it was asked for.
+    pub(super) waiting: Option<Vec<Waiting>>,
 }
 
 impl Sockets {
@@ -80,15 +85,20 @@ impl Sockets {
         Ok(true)
     }
 
-    /// Opens the socket for `place` beside those of ours that have the same port elsewhere: the
-    /// kernel prefers the more specific one, if all of them say that they share. `None` when there
-    /// are no others.
+    /// Opens the socket for `place`, of which the port is in use, beside those that it can share it
+    /// with: ours at other addresses, of which the kernel prefers the more specific one, if all of
+    /// them say that they share; for UDP flows, too, whoever's they are. `None` when there are no
+    /// such, or others.
     fn open_beside(
         &mut self,
-        round: &Round,
+        round: &mut Round,
         place: &Place,
     ) -> Option<io::Result<super::place::Opened>> {
         let others: Vec<u32> = round.of_port(place).collect();
+        if place.protocol == Protocol::Udp {
+            let taken = self.is_taken(round, place, &others);
+            return (!taken).then(|| self.open_place(place, true));
+        }
         if others.is_empty() {
             return None;
         }
@@ -104,6 +114,21 @@ impl Sockets {
             share(self, 0);
         }
         Some(opened)
+    }
+
+    /// Whether somebody else waits for datagrams at `place`, as far as the kernel tells. Sockets
+    /// that are connected are flows, of ours or of another of our kind.
+    fn is_taken(&mut self, round: &mut Round, place: &Place, own: &[u32]) -> bool {
+        // Of a namespace nobody tells: there services share their ports as they see fit.
+        let Some(diag) = self.diag.as_mut().filter(|_| place.side == Side::Outside) else {
+            return false;
+        };
+        let waiting =
+            round.waiting.get_or_insert_with(|| diag.datagram_sockets().unwrap_or_default());
+        let mut here = waiting.iter().filter(|w| w.port == place.port && w.meets(place.spot.addr));
+        let inode = |id: &u32| fstat(self.listeners.get(*id)?.fd()).ok().map(|stat| stat.st_ino);
+        let own: Vec<_> = own.iter().filter_map(inode).collect();
+        here.any(|socket| !own.contains(&socket.inode))
     }
 
     /// Nothing can fail any more: what no rule has claimed is closed.

@@ -274,6 +274,83 @@ fn addresses_of_one_port_change_without_a_gap() {
     }
 }
 
+/// A socket as another of our kind has it for a flow, bound to `local`.
+fn flow_of_another(local: &str, port: u16) -> Option<UdpSocket> {
+    let fd = socket::open(socket::Family::V4, socket::Kind::Datagram).unwrap();
+    socket::set(fd.as_fd(), socket::IntOption::REUSE_ADDRESS, 1).unwrap();
+    socket::bind(fd.as_fd(), &format!("{local}:{port}").parse().unwrap()).ok()?;
+    Some(fd.into())
+}
+
+#[test]
+fn two_do_not_listen_for_the_same_datagrams() {
+    with_ports(23_000, 4, |port| {
+        let at = |listen: Option<&str>, port| Rule {
+            listen: listen.map(|addr| addr.parse().unwrap()),
+            ..udp("127.0.0.1", port)
+        };
+        let (mut first, mut second) = (Forwarding::new(), Forwarding::new());
+        first.replace(&outside(&[at(Some("127.0.0.1"), port)])).ok()?;
+        for listen in [Some("127.0.0.1"), Some("0.0.0.0"), None] {
+            let failure = second.replace(&outside(&[at(listen, port)])).unwrap_err().to_string();
+            assert!(failure.ends_with(&format!("/{port}: Address already in use")), "{failure}");
+        }
+        // Elsewhere it may, and then neither goes where the other is.
+        second.replace(&outside(&[at(Some("127.0.0.2"), port)])).unwrap();
+        first.replace(&outside(&[at(None, port)])).unwrap_err();
+        second.replace(&Tables::default()).unwrap();
+        first.replace(&outside(&[at(None, port)])).unwrap();
+        second.replace(&outside(&[at(Some("127.0.0.2"), port)])).unwrap_err();
+        Some(())
+    });
+}
+
+#[test]
+fn best_effort_datagram_ports_of_others_are_left_out() {
+    with_ports(23_300, 8, |port| {
+        let (mut first, mut second) = (Forwarding::new(), Forwarding::new());
+        let all = Rule { last: port + 3, weak: true, ..udp("127.0.0.1", port) };
+        first.replace(&outside(&[udp("127.0.0.1", port + 1)])).ok()?;
+        let changes = second.replace(&outside(&[all])).ok()?;
+        assert_eq!((counts(&changes), changes.warnings.len()), ((3, 0, 0), 1));
+        Some(())
+    });
+}
+
+#[test]
+fn flows_do_not_keep_their_port_from_listeners() {
+    with_ports(23_600, 2, |port| {
+        let flow = flow_of_another("127.0.0.1", port)?;
+        flow.connect("127.0.0.1:9").unwrap();
+        let mut f = Forwarding::new();
+        f.replace(&outside(&[udp("127.0.0.1", port)])).unwrap();
+        // What listens shares the port with flows that come later, too.
+        let later = flow_of_another("127.0.0.1", port).unwrap();
+        later.connect("127.0.0.1:10").unwrap();
+        let far = UdpSocket::bind("127.0.0.1:0").unwrap();
+        far.send_to(b"new", ("127.0.0.1", port)).unwrap();
+        let mut batch = crate::host::Batch::new();
+        let id = f.id(port).unwrap();
+        assert_eq!(f.host.receive_listener(id, &mut batch).unwrap().1, 1);
+        // And it can go and come back while both live.
+        f.replace(&Tables::default()).unwrap();
+        f.replace(&outside(&[udp("0.0.0.0", port)])).unwrap();
+        Some(())
+    });
+}
+
+#[test]
+fn a_kernel_that_does_not_tell_who_waits_lets_flows_share() {
+    with_ports(23_800, 2, |port| {
+        let flow = flow_of_another("127.0.0.1", port)?;
+        flow.connect("127.0.0.1:9").unwrap();
+        let mut f = Forwarding::new();
+        f.host.diag = None;
+        f.replace(&outside(&[udp("127.0.0.1", port)])).unwrap();
+        Some(())
+    });
+}
+
 #[test]
 fn best_effort_ports_are_complained_of_once() {
     with_ports(22_100, 8, |port| {
