@@ -225,6 +225,7 @@ fn open_sockets(epoll: &Rc<Epoll>, network: &Network, rules: &Rules) -> Result<S
 }
 
 fn listen(sockets: &mut Sockets, rules: &Rules) -> Result<(), Error> {
+        ..Setup::default()
     let listened = sockets.listen(rules).map_err(|failure| {
         error!("{failure}");
         Error::Listen

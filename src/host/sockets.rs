@@ -29,6 +29,7 @@ use crate::sys::epoll::Epoll;
 use crate::sys::socket::{self, Family, IntOption, Kind};
 use crate::token::{Interest, Token};
 use nix::sys::resource::{Resource, getrlimit};
+use std::cell::Cell;
 use std::ffi::CString;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -57,6 +58,8 @@ pub struct Setup {
     pub scope: u32,
     /// Listening and UDP sockets may take addresses that the host does not have (`--freebind`).
     pub freebind: bool,
+    /// The address of `--outbound`, IPv4 and IPv6, is not the host's, and we have said so.
+    pub missing: [Cell<bool>; 2],
 }
 
 impl Default for Setup {
@@ -70,6 +73,7 @@ impl Default for Setup {
             device_v6: None,
             scope: 0,
             freebind: false,
+            missing: Default::default(),
         }
     }
 }
@@ -86,7 +90,8 @@ impl Setup {
     }
 
     /// Gives an outgoing socket its source address (with `port`, 0 for any) and interface.
-    /// Destinations on the loopback interface are reached from there only, so they get neither.
+    /// Destinations on the loopback interface are reached from there only, so they get neither. A
+    /// source address that the host does not have is done without, as when it was not asked for.
     fn prepare_outgoing(&self, fd: BorrowedFd<'_>, to: Endpoint, port: u16) -> io::Result<()> {
         let (own, device, any) = match to.addr {
             IpAddr::V4(_) => (
@@ -104,11 +109,39 @@ impl Setup {
         if let Some(device) = device.as_deref().filter(|_| !to.addr.is_loopback()) {
             socket::bind_to_device(fd, device)?;
         }
-        if own.is_some() || port != 0 {
-            let own = Endpoint::new(own.unwrap_or(any), port);
-            socket::bind(fd, &self.socket_addr(own))?;
+        let bind = |addr| socket::bind(fd, &self.socket_addr(Endpoint::new(addr, port)));
+        if let Some(own) = own {
+            let bound = bind(own);
+            let missing = matches!(&bound, Err(e) if e.raw_os_error() == Some(libc::EADDRNOTAVAIL));
+            self.note_missing(own, missing);
+            if !missing {
+                return bound;
+            }
         }
-        Ok(())
+        if port == 0 { Ok(()) } else { bind(any) }
+    }
+
+    /// Warns when the host turns out not to have `own`; once, until it was seen to have it again.
+    fn note_missing(&self, own: IpAddr, missing: bool) {
+        let [v4, v6] = &self.missing;
+        let known = if own.is_ipv4() { v4 } else { v6 };
+        if missing && !known.replace(true) {
+            log::warn!("This host doesn't have {own} (--outbound): going on without it");
+        } else if !missing {
+            known.set(false);
+        }
+    }
+
+    /// Warns of source addresses that the host does not have.
+    fn check_outbound(&self) {
+        let v4 = self.outbound_v4.map(IpAddr::V4);
+        for own in v4.into_iter().chain(self.outbound_v6.map(IpAddr::V6)) {
+            let own = Endpoint::new(own, 0);
+            let bound = socket::open(family(own), Kind::Datagram)
+                .and_then(|fd| socket::bind(fd.as_fd(), &self.socket_addr(own)));
+            let missing = matches!(bound, Err(e) if e.raw_os_error() == Some(libc::EADDRNOTAVAIL));
+            self.note_missing(own.addr, missing);
+        }
     }
 }
 
@@ -146,6 +179,8 @@ pub struct Sockets {
     reserved: RawFd,
     /// Whether sockets inside can be bound to an interface, once that is known.
     pub(super) inside_devices: Option<bool>,
+    /// Tells who waits on the host for datagrams, if the kernel does.
+    pub(super) diag: Option<Diag>,
     /// Sees who listens on both sides, where that is wanted.
     pub(super) lookout: Option<Box<Lookout>>,
     /// Rules that are being replaced.
@@ -173,17 +208,17 @@ impl Sockets {
 
     /// As [`Sockets::new`], for a kernel that is said to have `features`.
     pub fn with_features(epoll: Rc<Epoll>, setup: Setup, features: Features) -> io::Result<Self> {
+        setup.check_outbound();
         let spare = Some(epoll.as_fd().try_clone_to_owned()?);
         Ok(Self {
             epoll,
             setup,
             features,
             listeners: Listeners::default(),
-    /// Tells who waits on the host for datagrams, if the kernel does.
-    pub(super) diag: Option<Diag>,
             most_listeners: listen::most_listeners(),
             reserved: first_reserved(),
             inside_devices: None,
+            diag: Diag::open().ok(),
             lookout: None,
             change: None,
             spare,
@@ -218,7 +253,6 @@ fn first_reserved() -> RawFd {
 fn leave_some(socket: &impl AsFd, reserved: RawFd) -> io::Result<()> {
     if socket.as_fd().as_raw_fd() >= reserved {
         return Err(io::Error::from_raw_os_error(libc::EMFILE));
-            diag: Diag::open().ok(),
     }
     Ok(())
 }

@@ -522,7 +522,31 @@ fn the_outbound_address_is_not_used_towards_loopback() {
     host.setup.device_v4 = Some(CString::new("no-such-device").unwrap());
     drop(pair(&mut host, "127.0.0.1:0"));
     let elsewhere = Endpoint::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 9);
+    // The device, that is: an address that is missing is done without.
     host.connect(Side::Outside, elsewhere, Token::Tcp(FLOW), CONNECTING).unwrap_err();
+}
+
+#[test]
+fn an_outbound_address_that_the_host_does_not_have_is_done_without() {
+    let setup = Setup { outbound_v4: Some(Ipv4Addr::new(192, 0, 2, 99)), ..Setup::default() };
+    let fd = socket::open(Family::V4, Kind::Datagram).unwrap();
+    // Nobody listens at addresses of other hosts, but a socket can be bound for them.
+    let elsewhere = end("192.0.2.1", 9);
+    let port = UdpSocket::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port();
+    setup.prepare_outgoing(fd.as_fd(), elsewhere, port).unwrap();
+    let bound = socket::local_address(fd.as_fd()).unwrap();
+    assert_eq!(endpoint(bound), end("0.0.0.0", port), "the port is still preferred");
+    assert_eq!(setup.missing, [Cell::new(true), Cell::new(false)]);
+
+    let fd = socket::open(Family::V4, Kind::Stream).unwrap();
+    setup.prepare_outgoing(fd.as_fd(), elsewhere, 0).unwrap();
+    assert_eq!(endpoint(socket::local_address(fd.as_fd()).unwrap()), end("0.0.0.0", 0));
+    // An address that is there is used, and then its loss would be told again.
+    let setup = Setup { outbound_v4: Some(Ipv4Addr::new(127, 0, 0, 9)), ..setup };
+    setup.prepare_outgoing(fd.as_fd(), elsewhere, 0).unwrap();
+    let bound = endpoint(socket::local_address(fd.as_fd()).unwrap());
+    assert_eq!(bound.addr, end("127.0.0.9", 0).addr);
+    assert_eq!(setup.missing, [Cell::new(false), Cell::new(false)]);
 }
 
 /// A UDP flow of ours towards a socket of the standard library.
