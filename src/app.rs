@@ -286,7 +286,8 @@ struct Service {
 }
 
 impl Service {
-    /// As [`Service::run`], with a capture of all frames if there is a file for it.
+    /// As [`Service::run`], with a capture of all frames if there is a file for it, and in the log
+    /// if that is to have them.
     fn run_captured<C: Control>(
         self,
         link: Parts<C>,
@@ -294,9 +295,13 @@ impl Service {
         engine: Engine<Sockets>,
         clock: Clock,
     ) -> Result<u8, Error> {
-        let Some(file) = capture else { return self.run(link, engine, clock) };
-        let link = Capture::new(link, file, Box::new(runtime::time_of_day));
-        self.run(link.map_err(|e| Error::System("write the capture", e))?, engine, clock)
+        let link = match capture {
+            Some(file) => Capture::new(link, file, Box::new(runtime::time_of_day))
+                .map_err(|e| Error::System("write the capture", e))?,
+            None if ::log::log_enabled!(::log::Level::Trace) => Capture::into_log(link),
+            None => return self.run(link, engine, clock),
+        };
+        self.run(link, engine, clock)
     }
 
     /// Goes to the background, locks up, says that we are ready, and serves. Returns the exit

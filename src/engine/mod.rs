@@ -145,6 +145,7 @@ impl Shared {
 
     pub(crate) fn drop(&mut self, reason: DropReason) {
         self.drops.count(reason);
+        log::trace!("dropped: {}", reason.text());
     }
 
     /// The identification of a datagram that we fragment.

@@ -1,10 +1,12 @@
-//! Captures: a link around a link that writes every frame to a pcap file.
+//! Captures: a link around a link that writes every frame to a pcap file, and a line for it to the
+//! log with `--trace`. Both in one, and around the link, so that whoever wants neither pays nothing.
 //!
 //! Frames from the guest are recorded as they arrive, before anyone has checked them; frames to
 //! the guest when they are committed. Partial checksums are completed in the record, segmented
-//! frames are recorded as they are sent. It knows no protocol but the internet checksum, and no
-//! clock: the time comes from a function that it is given.
+//! frames are recorded as they are sent. Of protocols it knows the internet checksum ([`super::trace`]
+//! knows the others), and no clock: the time comes from a function that it is given.
 
+use super::trace;
 use super::{Control, Frame, LinkCaps, LinkEvents, MAX_FRAME, Offload, Parts, Refused};
 use super::{Sink, Slot, Source};
 use crate::span::{SpanMut, gather};
@@ -41,13 +43,22 @@ impl<C: Control> Capture<C> {
     /// # Errors
     /// When the file's header cannot be written. Later errors are counted only.
     pub fn new(link: Parts<C>, file: File, clock: Clock) -> io::Result<Self> {
-        let pcap = Rc::new(RefCell::new(Pcap::new(file, clock)?));
+        Ok(Self::around(link, Some(Pcap::new(file, clock)?)))
+    }
+
+    /// Only writes lines to the log.
+    pub fn into_log(link: Parts<C>) -> Self {
+        Self::around(link, None)
+    }
+
+    fn around(link: Parts<C>, pcap: Option<Pcap>) -> Self {
+        let recorder = Rc::new(RefCell::new(Recorder { pcap }));
         let Parts { control, source, sink } = link;
-        Ok(Self {
+        Self {
             control: CaptureControl(control),
-            source: CaptureSource { inner: source, pcap: Rc::clone(&pcap) },
-            sink: CaptureSink { inner: sink, pcap },
-        })
+            source: CaptureSource { inner: source, recorder: Rc::clone(&recorder) },
+            sink: CaptureSink { inner: sink, recorder },
+        }
     }
 }
 
@@ -76,7 +87,9 @@ impl<C: Control> Control for CaptureControl<C> {
         tell: &mut dyn FnMut(&'static str, u64),
     ) {
         self.0.counters(&source.inner, &sink.inner, tell);
-        tell("frames not captured", sink.pcap.borrow().lost);
+        if let Some(pcap) = &sink.recorder.borrow().pcap {
+            tell("frames not captured", pcap.lost);
+        }
     }
 }
 
@@ -84,16 +97,17 @@ impl<C: Control> Control for CaptureControl<C> {
 #[derive(Debug)]
 pub struct CaptureSource<S> {
     inner: S,
-    pcap: Rc<RefCell<Pcap>>,
+    recorder: Rc<RefCell<Recorder>>,
 }
 
 impl<S: Source> Source for CaptureSource<S> {
     fn receive(&mut self) -> io::Result<usize> {
         let frames = self.inner.receive()?;
-        let mut pcap = self.pcap.borrow_mut();
+        let mut recorder = self.recorder.borrow_mut();
         for index in 0..frames {
             let frame = self.inner.frame(index);
-            pcap.record(frame.len, &frame.offload, |into| gather(frame.spans, 0, into));
+            let read = |into: &mut [u8]| gather(frame.spans, 0, into);
+            recorder.record("from", frame.len, &frame.offload, read);
         }
         Ok(frames)
     }
@@ -115,7 +129,7 @@ impl<S: Source> Source for CaptureSource<S> {
 #[derive(Debug)]
 pub struct CaptureSink<S> {
     inner: S,
-    pcap: Rc<RefCell<Pcap>>,
+    recorder: Rc<RefCell<Recorder>>,
 }
 
 impl<S: Sink> Sink for CaptureSink<S> {
@@ -145,7 +159,8 @@ impl<S: Sink> Sink for CaptureSink<S> {
 
     fn commit(&mut self, slot: Slot, len: usize, offload: Offload) {
         let inner = &self.inner;
-        self.pcap.borrow_mut().record(len, &offload, |into| inner.read(&slot, 0, into));
+        let read = |into: &mut [u8]| inner.read(&slot, 0, into);
+        self.recorder.borrow_mut().record("to", len, &offload, read);
         self.inner.commit(slot, len, offload);
     }
 
@@ -159,6 +174,35 @@ impl<S: Sink> Sink for CaptureSink<S> {
 
     fn has_signalled(&self) -> bool {
         self.inner.has_signalled()
+    }
+}
+
+/// Where frames are recorded.
+#[derive(Debug)]
+struct Recorder {
+    pcap: Option<Pcap>,
+}
+
+impl Recorder {
+    /// Records a frame of `len` bytes from or to the guest, of which `read` fetches as many as
+    /// there are.
+    fn record(
+        &mut self,
+        direction: &str,
+        len: usize,
+        offload: &Offload,
+        read: impl Fn(&mut [u8]) -> usize,
+    ) {
+        if log::log_enabled!(log::Level::Trace) {
+            let mut bytes = [0; trace::LOOKED_AT];
+            let room = bytes.get_mut(..len.min(trace::LOOKED_AT)).unwrap_or_default();
+            let n = read(room);
+            let bytes = room.get(..n).unwrap_or_default();
+            log::trace!("{direction} guest: {}", trace::InWords { bytes, len });
+        }
+        if let Some(pcap) = &mut self.pcap {
+            pcap.record(len, offload, read);
+        }
     }
 }
 

@@ -20,6 +20,7 @@ pub mod none;
 mod parts;
 pub mod stream;
 pub mod tap;
+mod trace;
 pub mod vhost;
 mod virtio;
 

@@ -183,6 +183,7 @@ impl<L: Link, H: Host> Worker<L, H> {
         seen: &mut Seen,
         now: Instant,
     ) -> io::Result<Option<Exit>> {
+        log::trace!("event: {token:?} {ready:?}");
         match token {
             Token::Link(which) => return self.on_link(which, ready, seen),
             Token::Signal => return Ok(Some(Exit::Signal)),

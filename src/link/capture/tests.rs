@@ -154,8 +154,8 @@ fn a_full_disk_loses_records_and_nothing_else() {
     let (file, _ours) = memory_file();
     let link = one(vec![1; 60], Offload::default());
     let mut link = Capture::new(link, file, Box::new(|| (0, 0))).expect("capture");
-    link.sink.pcap.borrow_mut().file =
-        File::options().write(true).open("/dev/full").expect("/dev/full");
+    let full = File::options().write(true).open("/dev/full").expect("/dev/full");
+    link.sink.recorder.borrow_mut().pcap.as_mut().expect("captures").file = full;
     assert_eq!(link.halves().0.receive().expect("frames"), 1);
     assert_eq!(lost(&link), 1);
 }
