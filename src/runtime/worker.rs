@@ -237,7 +237,9 @@ impl<L: Link, H: Host> Worker<L, H> {
         let Some(outcome) = self.engine.go_on_replacing() else { return };
         let outcome = match outcome {
             Ok(changes) => {
-                changes.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+                for warning in &changes.warnings {
+                    crate::log::limited!(now, log::Level::Warn, "{warning}");
+                }
                 Ok(changes.warnings.join("\n"))
             }
             Err(failure) => Err(failure.to_string()),
