@@ -309,6 +309,8 @@ fn unknown_options_are_named_as_getopt_does_with_the_usage_behind() {
         ("-f --bogus --version", "unrecognized option '--bogus'"),
         ("-z", "invalid option -- 'z'"),
         ("--mtu", "option '--mtu' requires an argument"),
+        ("--bogus=1", "unrecognized option '--bogus=1'"),
+        ("--no-dhcp-=1", "option '--no-dhcp-=1' is ambiguous; possibilities: '--no-dhcp-dns'"),
         ("--no-tcp=1", "option '--no-tcp' doesn't allow an argument"),
         ("--no-dhcp-", "option '--no-dhcp-' is ambiguous"),
     ] {
@@ -329,6 +331,8 @@ fn bad_values_and_combinations_are_one_line_and_leave_nothing_behind() {
         ("-M 9a:55", "Invalid MAC address: 9a:55"),
         ("-a 192.0.2.1/24 -n 24", "Redundant netmask"),
         ("-i bogus0", "Invalid interface name bogus0: no such interface"),
+        ("-M 00:00:00:00:00:00", "Invalid MAC address: 00:00:00:00:00:00"),
+        ("-M 01:00:5e:00:00:01", "Invalid MAC address: 01:00:5e:00:00:01"),
         ("--outbound-if4 bogus0", "Invalid interface name bogus0: no such interface"),
         ("-4 -i lo --outbound-if6 bogus0", "Invalid interface name bogus0: no such interface"),
         ("--outbound-if4 a/b", "Invalid interface name: a/b"),

@@ -12,6 +12,7 @@ use crate::flow::Protocol;
 use crate::wire::MacAddr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, ArgMatches, Command, ValueHint, value_parser};
+use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -289,7 +290,7 @@ pub fn parse(program: Program, argv0: &str, args: &[OsString]) -> Result<Request
             return Ok(Request::Print(text));
         }
     }
-    Err(refusal(program, argv0, &error))
+    Err(refusal(program, argv0, args, &error))
 }
 
 /// Whether `arg` may hold an option that prints something and ends.
@@ -464,14 +465,15 @@ fn is_number(word: &OsStr) -> bool {
     !word.is_empty() && word.iter().all(u8::is_ascii_digit)
 }
 
-fn refusal(program: Program, argv0: &str, error: &clap::Error) -> Error {
+fn refusal(program: Program, argv0: &str, args: &[OsString], error: &clap::Error) -> Error {
     let names = options().flat_map(|o| std::iter::once(&o.long).chain(o.aliases)).copied();
-    Error { message: complaint(argv0, error, names), usage: Some(help(program)) }
+    Error { message: complaint(argv0, args, error, names), usage: Some(help(program)) }
 }
 
 /// What `getopt_long` would say about a program of these options: others look for these words.
 pub fn complaint(
     argv0: &str,
+    args: &[OsString],
     error: &clap::Error,
     names: impl Iterator<Item = &'static str>,
 ) -> String {
@@ -480,23 +482,32 @@ pub fn complaint(
         _ => "",
     };
     let message = match error.kind() {
-        ErrorKind::UnknownArgument => unknown(arg, names),
+        ErrorKind::UnknownArgument => unknown(arg, &as_typed(arg, args), names),
         ErrorKind::TooManyValues => format!("option '{arg}' doesn't allow an argument"),
         _ => format!("option '{arg}' requires an argument"),
     };
     format!("{argv0}: {message}")
 }
 
-fn unknown(arg: &str, names: impl Iterator<Item = &'static str>) -> String {
+/// `arg` with the value behind `=` that it was typed with.
+fn as_typed(arg: &str, args: &[OsString]) -> String {
+    let is_it = |word: &Cow<'_, str>| {
+        word.strip_prefix(arg).is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+    };
+    let word = args.iter().map(|word| word.to_string_lossy()).find(is_it);
+    word.map_or_else(|| arg.to_owned(), Cow::into_owned)
+}
+
+fn unknown(arg: &str, typed: &str, names: impl Iterator<Item = &'static str>) -> String {
     let Some(start) = arg.strip_prefix("--") else {
         return format!("invalid option -- '{}'", arg.trim_start_matches('-'));
     };
     let candidates: Vec<_> =
         names.filter(|n| n.starts_with(start)).map(|n| format!("'--{n}'")).collect();
     if start.is_empty() || candidates.is_empty() {
-        format!("unrecognized option '{arg}'")
+        format!("unrecognized option '{typed}'")
     } else {
-        format!("option '{arg}' is ambiguous; possibilities: {}", candidates.join(" "))
+        format!("option '{typed}' is ambiguous; possibilities: {}", candidates.join(" "))
     }
 }
 

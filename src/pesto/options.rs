@@ -206,7 +206,7 @@ pub fn parse(argv0: &str, args: &[OsString]) -> Result<Request, Error> {
         }
     }
     let names = OPTIONS.iter().map(|option| option.long);
-    Err(Error { message: complaint(argv0, &error, names), usage: Some(help()) })
+    Err(Error { message: complaint(argv0, args, &error, names), usage: Some(help()) })
 }
 
 /// Options in the order in which they were typed.

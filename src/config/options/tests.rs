@@ -274,7 +274,7 @@ fn options_are_read_as_getopt_long_does() {
 fn what_is_unknown_is_refused_in_getopts_words() {
     for (line, message) in [
         ("--bogus", "passt: unrecognized option '--bogus'"),
-        ("--bogus=1", "passt: unrecognized option '--bogus'"),
+        ("--bogus=1", "passt: unrecognized option '--bogus=1'"),
         ("-f --map-gw", "passt: unrecognized option '--map-gw'"),
         ("-z", "passt: invalid option -- 'z'"),
         ("-fz", "passt: invalid option -- 'z'"),

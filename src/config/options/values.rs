@@ -115,8 +115,8 @@ pub(super) fn mac(typed: &mut Typed, text: &str) -> Outcome {
 }
 
 pub(super) fn ns_mac(typed: &mut Typed, text: &str) -> Outcome {
-    let mac = parse_mac(text).filter(|mac| *mac != MacAddr::default());
-    typed.namespace().mac = Some(mac.ok_or_else(|| format!("Invalid MAC address: {text}"))?);
+    let mac = parse_mac(text).ok_or_else(|| format!("Invalid MAC address: {text}"))?;
+    typed.namespace().mac = Some(mac);
     Ok(())
 }
 
@@ -137,6 +137,7 @@ pub(super) fn userns(typed: &mut Typed, value: &Path) -> Outcome {
     path(&mut typed.namespace().userns, "user namespace", value)
 }
 
+/// An address that one interface can have.
 fn parse_mac(text: &str) -> Option<MacAddr> {
     let mut mac = MacAddr::default();
     let mut parts = text.split(':');
@@ -144,7 +145,8 @@ fn parse_mac(text: &str) -> Option<MacAddr> {
         let part = parts.next().filter(|p| p.len() == 2 && !p.starts_with('+'))?;
         *octet = u8::from_str_radix(part, 16).ok()?;
     }
-    (parts.next().is_none() && !mac.is_multicast()).then_some(mac)
+    let usable = !mac.is_multicast() && mac != MacAddr::default();
+    (parts.next().is_none() && usable).then_some(mac)
 }
 
 pub(super) fn guest_address(typed: &mut Typed, text: &str) -> Outcome {
