@@ -16,6 +16,8 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
 
 const PASST: &str = env!("CARGO_BIN_EXE_passt");
 const PASTA: &str = env!("CARGO_BIN_EXE_pasta");
@@ -307,10 +309,10 @@ fn unknown_options_are_named_as_getopt_does_with_the_usage_behind() {
         ("--bogus", "unrecognized option '--bogus'"),
         ("--map-guest-address x --version", "unrecognized option '--map-guest-address'"),
         ("-f --bogus --version", "unrecognized option '--bogus'"),
-        ("-z", "invalid option -- 'z'"),
-        ("--mtu", "option '--mtu' requires an argument"),
         ("--bogus=1", "unrecognized option '--bogus=1'"),
         ("--no-dhcp-=1", "option '--no-dhcp-=1' is ambiguous; possibilities: '--no-dhcp-dns'"),
+        ("-z", "invalid option -- 'z'"),
+        ("--mtu", "option '--mtu' requires an argument"),
         ("--no-tcp=1", "option '--no-tcp' doesn't allow an argument"),
         ("--no-dhcp-", "option '--no-dhcp-' is ambiguous"),
     ] {
@@ -329,10 +331,10 @@ fn bad_values_and_combinations_are_one_line_and_leave_nothing_behind() {
         ("-m 65522", "Invalid MTU: 65522"),
         ("-a 127.0.0.1", "Invalid address: 127.0.0.1"),
         ("-M 9a:55", "Invalid MAC address: 9a:55"),
-        ("-a 192.0.2.1/24 -n 24", "Redundant netmask"),
-        ("-i bogus0", "Invalid interface name bogus0: no such interface"),
         ("-M 00:00:00:00:00:00", "Invalid MAC address: 00:00:00:00:00:00"),
         ("-M 01:00:5e:00:00:01", "Invalid MAC address: 01:00:5e:00:00:01"),
+        ("-a 192.0.2.1/24 -n 24", "Redundant netmask"),
+        ("-i bogus0", "Invalid interface name bogus0: no such interface"),
         ("--outbound-if4 bogus0", "Invalid interface name bogus0: no such interface"),
         ("-4 -i lo --outbound-if6 bogus0", "Invalid interface name bogus0: no such interface"),
         ("--outbound-if4 a/b", "Invalid interface name: a/b"),
@@ -615,12 +617,6 @@ fn a_port_that_is_taken_stops_the_start_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn where_user_namespaces_are_forbidden_it_says_so_and_leaves_nothing_behind() {
-    let folder = Folder::new();
-    let line = format!("-s {} -P {}", folder.path("s"), folder.path("pid"));
-    let script = format!(
-        "echo 0 >/proc/sys/user/max_user_namespaces && exec {PASST} --vhost-user -q -D none {line}"
-#[test]
 fn a_datagram_port_that_another_of_our_kind_has_stops_the_start_too() {
     let folder = Folder::new();
     let line = |name: &str| {
@@ -641,6 +637,12 @@ fn a_datagram_port_that_another_of_our_kind_has_stops_the_start_too() {
     assert_eq!(said, format!("{stopped}{stopped}{refused}0\n"));
 }
 
+#[test]
+fn where_user_namespaces_are_forbidden_it_says_so_and_leaves_nothing_behind() {
+    let folder = Folder::new();
+    let line = format!("-s {} -P {}", folder.path("s"), folder.path("pid"));
+    let script = format!(
+        "echo 0 >/proc/sys/user/max_user_namespaces && exec {PASST} --vhost-user -q -D none {line}"
     );
     let output = Command::new("unshare").args(["-Ur", "sh", "-c", &script]).output();
     let output = output.expect("unshare is there (package util-linux)");
@@ -916,6 +918,103 @@ fn a_full_disk_stops_the_start_and_nothing_is_left_behind() {
         let at = said.find(message).unwrap_or_default();
         assert!(said[at..].starts_with(&expected), "{option}: {said}");
         assert!(folder.names().is_empty(), "{option}: {:?}", folder.names());
+    }
+}
+
+/// The messages to a system's log, whose daemon a thread of ours is. The kernel keeps but a few, so
+/// that some may be lost; the next one that is not says so.
+struct SystemLog(mpsc::Receiver<String>);
+
+impl SystemLog {
+    fn new(daemon: UnixDatagram) -> Self {
+        let (send, messages) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(n) = daemon.recv(&mut bytes) {
+                let text = String::from_utf8_lossy(bytes.get(..n).unwrap_or_default());
+                if send.send(text.into_owned()).is_err() {
+                    break;
+                }
+            }
+        });
+        Self(messages)
+    }
+
+    #[track_caller]
+    fn next(&self) -> String {
+        self.0.recv_timeout(Duration::from_secs(60)).expect("a message, in good time")
+    }
+
+    /// Waits for this message of priority `daemon.info`.
+    #[track_caller]
+    fn wait_for(&self, message: &str) {
+        loop {
+            let next = self.next();
+            if next.starts_with("<30>passt: ") && next.ends_with(message) {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn the_systems_log_is_told_by_the_process_in_background_too_but_never_with_debug() {
+    let folder = Folder::new();
+    let log = SystemLog::new(UnixDatagram::bind(folder.path("log")).expect("is ours"));
+    // A /dev of their own, with what is needed at start, and our socket.
+    let start = |options: &str| {
+        let text = format!(
+            "mount -t tmpfs none /mnt && for file in null urandom; do touch /mnt/$file && \
+             mount --bind /dev/$file /mnt/$file; done && ln -s {log} /mnt/log && \
+             mount --rbind /mnt /dev && $P {options} -D none -s {s} -P {pid} 2>/dev/null; echo $?",
+            log = folder.path("log"),
+            s = folder.path("s"),
+            pid = folder.path("pid")
+        );
+        assert_eq!(script(&["--mount"], &text), "0\n");
+        let pid = fs::read_to_string(folder.path("pid")).expect("is there");
+        pid.trim().parse().expect("is a number")
+    };
+    let stop = |pid: i32| kill(Pid::from_raw(pid), Signal::SIGTERM).expect("it lives");
+
+    let pid = start("");
+    log.wait_for(&format!("UNIX domain socket bound at {}", folder.path("s")));
+    let mut client = UnixStream::connect(folder.path("s")).expect("it listens");
+    let frame = [&[0xff; 6][..], &[2, 0, 0, 0, 0, 7], &[8, 6], &[0; 46]].concat();
+    client.write_all(&[&60u32.to_be_bytes()[..], &frame].concat()).expect("it reads");
+    // From within the sandbox.
+    log.wait_for("guest MAC address: 02:00:00:00:00:07");
+    stop(pid);
+    log.wait_for("Asked by a signal, exiting");
+
+    // Nothing with -d: what we say ourselves is the next that is heard.
+    let pid = start("-d");
+    let other = UnixDatagram::unbound().expect("sockets are there");
+    other.send_to(b"from here", folder.path("log")).expect("it is read");
+    assert_eq!(log.next(), "from here");
+    stop(pid);
+}
+
+#[test]
+fn the_last_of_the_options_for_how_much_is_said_counts() {
+    let error = "Couldn't bind UNIX domain socket to /nonexistent/s: No such file";
+    for (options, details) in [
+        ("-d -q", false),
+        ("--trace -q", false),
+        ("-q -d", true),
+        ("-q --trace", true),
+        ("--trace -q -d", true),
+    ] {
+        let said = fails(PASST, &format!("{options} -D none -s /nonexistent/s"));
+        let last = said.lines().last().unwrap_or_default();
+        // With details, lines begin with the time.
+        let told = if details {
+            last.split_once(": ")
+                .is_some_and(|(time, text)| time.parse::<f64>().is_ok() && text.starts_with(error))
+        } else {
+            said.lines().count() == 1 && last.starts_with(error)
+        };
+        assert!(told, "{options}: {said}");
     }
 }
 
