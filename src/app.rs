@@ -27,6 +27,7 @@ use crate::pasta::command::{Held, Inherited};
 use crate::pasta::watch::{End, Watch};
 pub use crate::pesto::main as pesto;
 use crate::runtime::host_watch::{HostWatch, Planner};
+use crate::runtime::resolv::ResolvFile;
 use crate::runtime::worker::{Exit, Worker};
 use crate::runtime::{self, Clock};
 use crate::sandbox::{Jailed, Role, Started};
@@ -51,6 +52,9 @@ use unix::Bound;
 
 /// Bytes of a small file of the system's that are read at most.
 const MAX_FILE: u64 = 1 << 16;
+
+/// Where the host says who its resolvers are.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Flows of each protocol at most; descriptors usually run out before.
 const MAX_FLOWS: usize = 1 << 17;
@@ -123,24 +127,28 @@ fn run(program: Program, mode: Mode, typed: &Typed) -> Result<u8, Error> {
     let (config, warnings) = Config::new(mode, typed, &facts)?;
     warnings.iter().for_each(|warning| warn!("{warning}"));
     let begun = || started.map_or_else(Started::begin, Ok);
-    let planner = || {
-        let resolv = File::open("/etc/resolv.conf").ok();
-        Planner { typed: typed.clone(), facts, resolv }
+    let planner = |configured| Planner {
+        typed: config::implied(mode, typed),
+        facts,
+        resolv: ResolvFile::open(Path::new(RESOLV_CONF)),
+        configured,
     };
     match config {
-        Config::Pasta(config) => pasta::serve(&config, before, given, signals),
+        Config::Pasta(config) => {
+            let planner = planner(config.config_net.is_some());
+            pasta::serve(&config, before, given, signals, planner)
+        }
         Config::VhostUser(config) => {
             let meet = |epoll| machine::meet_on_rings(&config, given, epoll);
-            machine::serve(begun()?, signals, &config, Some(planner()), Role::VhostUser, meet)
+            machine::serve(begun()?, signals, &config, planner(false), Role::VhostUser, meet)
         }
         Config::Stream(config) => {
             let meet = |epoll| machine::meet_on_stream(&config, given, epoll);
-            machine::serve(begun()?, signals, &config, Some(planner()), Role::Stream, meet)
+            machine::serve(begun()?, signals, &config, planner(false), Role::Stream, meet)
         }
         Config::Tap(config) => {
             let meet = |epoll| machine::meet_on_tap(given, epoll);
-            // As in other namespaces, what was told once is not told again.
-            machine::serve(begun()?, signals, &config, None, Role::Stream, meet)
+            machine::serve(begun()?, signals, &config, planner(false), Role::Stream, meet)
         }
     }
 }
@@ -159,7 +167,7 @@ fn log_options(program: Program, process: &Process) -> crate::log::Options {
 fn facts() -> Result<HostFacts, Error> {
     let mut facts = netlink::facts().map_err(Error::Netlink)?;
     facts.ipv6 = socket::open(Family::V6, Kind::Datagram).is_ok();
-    if let Some(text) = read_file("/etc/resolv.conf") {
+    if let Some(text) = read_file(RESOLV_CONF) {
         facts.resolv = Resolv::parse(&text);
     }
     let range = read_file("/proc/sys/net/ipv4/ip_local_port_range");
@@ -217,6 +225,7 @@ fn open_sockets(epoll: &Rc<Epoll>, network: &Network, rules: &Rules) -> Result<S
         device_v6: device_name(network.devices.v6.as_ref()),
         scope: network.scope(),
         freebind: network.freebind,
+        ..Setup::default()
     };
     let opened = Sockets::new(Rc::clone(epoll), setup);
     let mut sockets = opened.map_err(|e| Error::System("set up sockets", e))?;
@@ -225,7 +234,6 @@ fn open_sockets(epoll: &Rc<Epoll>, network: &Network, rules: &Rules) -> Result<S
 }
 
 fn listen(sockets: &mut Sockets, rules: &Rules) -> Result<(), Error> {
-        ..Setup::default()
     let listened = sockets.listen(rules).map_err(|failure| {
         error!("{failure}");
         Error::Listen
@@ -235,7 +243,7 @@ fn listen(sockets: &mut Sockets, rules: &Rules) -> Result<(), Error> {
 }
 
 /// The guest is served without, if that cannot be.
-fn watch_host(epoll: &Epoll, network: &Network, planner: Option<Planner>) -> Option<HostWatch> {
+fn watch_host(epoll: &Epoll, network: &Network, planner: Planner) -> Option<HostWatch> {
     HostWatch::open(epoll, network.clone(), planner)
         .inspect_err(|e| warn!("Couldn't watch the host's network: {}", error_text(e)))
         .ok()

@@ -6,13 +6,15 @@ mod common;
 
 use common::net::*;
 use common::packets::*;
+use common::pasta::{Place, Running, Who, command_of};
 use common::rig::{GUEST_MAC, OUR_MAC};
 use std::collections::VecDeque;
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const NEIGHBOUR: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 77));
 const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
@@ -312,11 +314,187 @@ fn resolvers_that_are_written_in_place_are_told() {
     assert_eq!(guest.configure().3, [FAR4]);
     let text = "nameserver 203.0.113.5\nnameserver 2001:db8:5::5\n";
     std::fs::write(lab.dir.join("resolv.conf"), text).expect("is ours");
-    // Read when the network changes in any way.
-    lab.host.ip("link set eth0 mtu 1400");
     let resolver = ip6("2001:db8:5::5");
     guest.advertised(|_, resolvers| resolvers == [resolver]);
     assert_eq!(guest.configure().3, [IpAddr::from([203, 0, 113, 5])]);
+}
+
+/// A namespace behind a `pasta` that takes its resolvers from the lab's file.
+struct Inside<'a> {
+    pasta: Running,
+    path: PathBuf,
+    _place: Place<'a>,
+}
+
+impl<'a> Inside<'a> {
+    /// Starts it, with a command that waits for ever.
+    fn start(lab: &'a Lab, resolv_conf: &str, options: &str) -> Self {
+        let place = Place::on(&lab.host);
+        let file = lab.dir.join("resolv.conf");
+        std::fs::write(&file, resolv_conf).expect("is ours");
+        let mut command = place.command(Who::Root, "unshare");
+        command.args(["--mount", "--propagation", "private", "--", "sh", "-c"]);
+        command.arg(r#"mount --bind "$0" /etc/resolv.conf && exec "$@""#).arg(file);
+        command.arg(env!("CARGO_BIN_EXE_pasta")).args(options.split_whitespace());
+        command.args(["-t", "none", "-u", "none", "-T", "none", "-U", "none"]);
+        command.args(["--", "sh", "-c", "echo ready; exec sleep infinity"]);
+        let (pasta, _) = Running::start(command);
+        let path = format!("/proc/{}/ns/net", command_of(&pasta)).into();
+        Self { pasta, path, _place: place }
+    }
+
+    fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        within(&self.path, work)
+    }
+
+    /// What a script of the shell's prints inside.
+    fn prints(&self, script: &str) -> String {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.path.display())).args(["sh", "-ec", script]);
+        let output = command.output().expect("nsenter is there (package util-linux)");
+        let said = [output.stdout, output.stderr].concat();
+        String::from_utf8_lossy(&said).into_owned()
+    }
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        let _ = self.pasta.child.kill();
+        let _ = self.pasta.child.wait();
+    }
+}
+
+/// Asks until there is an answer: what the kernel has to tell may be on its way.
+#[track_caller]
+fn until<T>(mut ask: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(begun.elapsed() < PATIENCE, "it does not come");
+    }
+}
+
+#[test]
+fn a_namespace_that_was_configured_gets_its_resolver_later() {
+    let lab = Lab::new();
+    let resolver = lab.far.within(|| UdpSocket::bind((FAR4, 53))).expect("a port");
+    let options = "--config-net --dns-forward 169.254.1.1 --no-map-gw";
+    let inside = Inside::start(&lab, "# nothing yet\n", options);
+    let client = inside.within(|| UdpSocket::bind((ANY, 0))).expect("a port");
+    client.set_read_timeout(Some(Duration::from_millis(100))).expect("is open");
+    resolver.set_nonblocking(true).expect("is open");
+    let mut bytes = [0; 9];
+    let mut ask = || {
+        client.send_to(b"query", ("169.254.1.1", 53)).expect("is sent");
+        // A while for it to come, or not.
+        let _ = client.recv_from(&mut [0; 9]);
+        resolver.recv_from(&mut bytes).ok().map(|(_, from)| from.ip())
+    };
+    assert_eq!(ask(), None, "there is no resolver");
+    std::fs::write(lab.dir.join("resolv.conf"), RESOLV_CONF).expect("is ours");
+    assert_eq!(until(ask), HOST4);
+}
+
+#[test]
+fn a_host_with_another_address_is_found_where_it_was_in_the_namespace() {
+    let lab = Lab::new();
+    let options = "--config-net --map-guest-addr 169.254.1.2 --no-map-gw";
+    let inside = Inside::start(&lab, RESOLV_CONF, options);
+    let new = IpAddr::from([192, 0, 2, 20]);
+    let service = lab.host.within(|| std::net::TcpListener::bind((ANY, 0))).expect("a port");
+    service.set_nonblocking(true).expect("is open");
+    let port = service.local_addr().expect("is bound").port();
+    let there = SocketAddr::from(([169, 254, 1, 2], port));
+    let reach = || {
+        let wait = Duration::from_secs(1);
+        inside.within(|| std::net::TcpStream::connect_timeout(&there, wait)).ok();
+        let (taken, _) = service.accept().ok()?;
+        Some(taken.local_addr().expect("is open").ip())
+    };
+    assert_eq!(until(reach), HOST4);
+    lab.host.ip(&format!("addr add {new}/25 dev eth0"));
+    lab.host.ip(&format!("addr del {HOST4}/24 dev eth0"));
+    lab.host.ip(&format!("route replace default via {GATEWAY4}"));
+    assert_eq!(until(|| reach().filter(|addr| *addr == new)), new);
+    assert!(inside.prints("ip addr").contains(&format!("inet {HOST4}/24")), "as it was told");
+}
+
+#[test]
+fn a_namespace_from_before_the_network_gets_it_by_dhcp_and_router_advertisements() {
+    let lab = Lab::without_addresses();
+    let inside = Inside::start(&lab, RESOLV_CONF, "-I tap0 --dhcp-dns");
+    let configured = |script: &str, wanted: &str| {
+        let said = inside.prints(script);
+        said.contains(wanted).then_some(()).ok_or(said)
+    };
+    inside.prints("echo 0 >/proc/sys/net/ipv6/conf/tap0/accept_dad; ip link set tap0 up");
+    // A client that shows what it is offered, and leaves the rest as it is.
+    let dhcp = "busybox udhcpc -i tap0 -n -q -f -t 3 -s /bin/true 2>&1";
+    configured(dhcp, "lease of 169.254.2.1 obtained").unwrap_or_else(|said| panic!("{said}"));
+    lab.connect();
+    until(|| configured("ip -6 addr show dev tap0", "inet6 2001:db8:1:").ok());
+    configured(dhcp, &format!("lease of {HOST4} obtained")).unwrap_or_else(|said| panic!("{said}"));
+}
+
+#[test]
+fn every_frame_and_event_is_a_line_with_trace_only() {
+    let lab = Lab::new();
+    let capture = lab.dir.join("pcap");
+    let capture = capture.to_str().expect("is text");
+    for more in [&[][..], &["-p", capture]] {
+        let passt = Passt::start_stream(&lab, &[&["--trace"][..], more].concat());
+        let mut guest = Guest::connect(&passt);
+        guest.ask(GATEWAY4);
+        passt.wait_for("event: Link(");
+        passt.wait_for(&format!("from guest: ARP who has {GATEWAY4}, tell {HOST4} (02:"));
+        let mac = OUR_MAC.map(|byte| format!("{byte:02x}")).join(":");
+        passt.wait_for(&format!("to guest: ARP {GATEWAY4} is at {mac}"));
+        guest.send(&ethernet(0x88cc, &[0; 46]));
+        passt.wait_for("from guest: Other(35020) from ");
+        passt.wait_for("dropped: ");
+    }
+    let passt = Passt::start_stream(&lab, &["--trace", "-d"]);
+    Guest::connect(&passt).ask(GATEWAY4);
+    let said = passt.log();
+    assert!(!said.contains("from guest") && !said.contains("event: "), "{said}");
+}
+
+#[test]
+fn an_outbound_address_that_the_host_does_not_have_costs_warnings_only() {
+    let lab = Lab::new();
+    let own = IpAddr::from([192, 0, 2, 99]);
+    let passt = Passt::start_stream(&lab, &["-o", "192.0.2.99", "--no-map-gw"]);
+    let warning = "This host doesn't have 192.0.2.99 (--outbound): going on without it";
+    passt.wait_for(warning);
+    let mut guest = Guest::connect(&passt);
+    let tcp = lab.far.within(|| std::net::TcpListener::bind((FAR4, 0))).expect("a port");
+    let port = tcp.local_addr().expect("is bound").port();
+    let echo = lab.far.within(|| UdpSocket::bind((FAR4, 0))).expect("a port");
+    echo.set_read_timeout(Some(PATIENCE)).expect("is open");
+    let echo_port = echo.local_addr().expect("is bound").port();
+    let sources = |guest: &mut Guest, number: u16| {
+        let mut client = End::new((HOST4, number), (FAR4, port));
+        guest.send(&client.syn());
+        let (_, from) = tcp.accept().expect("it comes");
+        guest.send(&udp((HOST4, number), (FAR4, echo_port), b"hello"));
+        let (_, sender) = echo.recv_from(&mut [0; 9]).expect("it arrives");
+        assert_eq!(sender.port(), number, "the port is kept");
+        [from.ip(), sender.ip()]
+    };
+    assert_eq!(sources(&mut guest, 4001), [HOST4; 2]);
+    // A ping as well.
+    let request = sum(HOST4, FAR4, 1, 2, vec![8, 0, 0, 0, 0, 7, 0, 1, 1, 2, 3, 4]);
+    guest.send(&ip(HOST4, FAR4, 1, 64, &request));
+    guest.expect(|frame| (frame[12..14] == [8, 0] && frame[23] == 1).then_some(()));
+    // One that it gets is used, and one that it loses is done without.
+    lab.host.ip(&format!("addr add {own}/24 dev eth0"));
+    assert_eq!(sources(&mut guest, 4002), [own; 2]);
+    assert_eq!(passt.log().matches(warning).count(), 1);
+    lab.host.ip(&format!("addr del {own}/24 dev eth0"));
+    assert_eq!(sources(&mut guest, 4003), [HOST4; 2]);
+    assert_eq!(passt.log().matches(warning).count(), 2);
 }
 
 /// Nobody is woken for nothing.

@@ -125,7 +125,7 @@ pub(super) fn serve<C: Control>(
     started: Started,
     signals: Signals,
     config: &Machine,
-    planner: Option<Planner>,
+    planner: Planner,
     role: Role,
     meet: impl FnOnce(Rc<Epoll>) -> Result<Met<C>, Error>,
 ) -> Result<u8, Error> {

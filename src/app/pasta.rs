@@ -24,6 +24,7 @@ use crate::pasta::namespace::Namespace;
 use crate::pasta::watch::Watch;
 use crate::pasta::{self, interface};
 use crate::runtime::Clock;
+use crate::runtime::host_watch::Planner;
 use crate::sandbox::{self, Identity, Jail, Role, RunAs, Started};
 use crate::sys::epoll::Epoll;
 use crate::time::Duration;
@@ -38,8 +39,9 @@ pub(super) fn serve(
     before: Inherited,
     given: Option<Given>,
     signals: Signals,
+    planner: Planner,
 ) -> Result<u8, Error> {
-    match serve_namespace(config, before, given, signals) {
+    match serve_namespace(config, before, given, signals, planner) {
         Err(Error::TapGone) if config.given => {
             info!("{}", Error::TapGone);
             Ok(0)
@@ -53,6 +55,7 @@ fn serve_namespace(
     before: Inherited,
     given: Option<Given>,
     signals: Signals,
+    planner: Planner,
 ) -> Result<u8, Error> {
     let Pasta { process: own, network, .. } = config;
     let epoll = Rc::new(Epoll::new().map_err(|e| Error::System("make an epoll", e))?);
@@ -99,8 +102,7 @@ fn serve_namespace(
     let stats = own.stats.map(|seconds| Duration::from_secs(seconds.into()));
     let (own_sockets, role) = ((None, control), Role::Namespace);
     let watched = Rc::clone(&epoll);
-    // What the namespace has was copied from the host: it does not follow.
-    let host_watch = config.tap.as_ref().and_then(|_| watch_host(&epoll, network, None));
+    let host_watch = config.tap.as_ref().and_then(|_| watch_host(&epoll, network, planner));
     let service = Service {
         jailed,
         launch,

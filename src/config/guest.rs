@@ -97,6 +97,9 @@ pub struct Nat<A> {
     pub host_loopback: Option<A>,
     /// The guest's name for its own address on the host (`--map-guest-addr`).
     pub guest_addr: Option<A>,
+    /// The host's address that [`Self::guest_addr`] stands for, where that is another than the one
+    /// that the guest was configured with.
+    pub host_addr: Option<A>,
     /// Where the guest sends queries that are to be redirected (`--dns-forward`).
     pub dns_forward: Option<A>,
     /// The host's resolver for those (`--dns-host`, else the first of `resolv.conf`).
@@ -110,6 +113,7 @@ impl<A> Default for Nat<A> {
         Self {
             host_loopback: None,
             guest_addr: None,
+            host_addr: None,
             dns_forward: None,
             dns_host: None,
             outbound: None,

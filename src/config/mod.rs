@@ -83,6 +83,14 @@ impl Process {
     }
 }
 
+/// What was typed, and what that implies of the guest's network: what [`Network::follow`] goes by.
+pub fn implied(mode: Mode, typed: &Typed) -> Typed {
+    match mode {
+        Mode::Pasta => namespace::implied(typed),
+        Mode::VhostUser | Mode::Passt => typed.clone(),
+    }
+}
+
 /// Which protocols are passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Protocols {

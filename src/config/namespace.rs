@@ -209,6 +209,11 @@ fn exclusions_outside(typed: &Typed, asked: &InNamespace) -> Result<(), Error> {
     wanted.map_or(Ok(()), |(option, _)| Err(Error::Needs(option, JOINED)))
 }
 
+/// What was typed for a namespace, and what that implies.
+pub(super) fn implied(typed: &Typed) -> Typed {
+    with_implications(typed, &typed.namespace.as_deref().cloned().unwrap_or_default())
+}
+
 /// What was typed, and what that implies.
 fn with_implications(typed: &Typed, asked: &InNamespace) -> Typed {
     let mut typed = typed.clone();

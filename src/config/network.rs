@@ -82,14 +82,14 @@ pub fn plan(
     (guest, translation)
 }
 
-const fn as_v4(addr: IpAddr) -> Option<Ipv4Addr> {
+pub(super) const fn as_v4(addr: IpAddr) -> Option<Ipv4Addr> {
     match addr {
         IpAddr::V4(a) => Some(a),
         IpAddr::V6(_) => None,
     }
 }
 
-const fn as_v6(addr: IpAddr) -> Option<Ipv6Addr> {
+pub(super) const fn as_v6(addr: IpAddr) -> Option<Ipv6Addr> {
     match addr {
         IpAddr::V6(a) => Some(a),
         IpAddr::V4(_) => None,
@@ -171,6 +171,7 @@ fn nat<A: Copy>(typed: &PerFamily<A>, gateway: Option<A>, no_map_gw: bool) -> Na
     Nat {
         host_loopback: typed.map_host_loopback.or(default),
         guest_addr: typed.map_guest_addr,
+        host_addr: None,
         dns_forward: typed.dns_forward,
         dns_host: typed.dns_host,
         outbound: typed.outbound,

@@ -184,13 +184,14 @@ pub fn outbound(
         _ if !usable => Err(Refusal::Unusable),
         IpAddr::V4(addr) => {
             let v4 = view.v4.as_ref().ok_or(Refusal::FamilyDisabled)?;
-            let own = Some(v4.addr);
+            let own = translation.v4.host_addr.or(Some(v4.addr));
             nat_out(&translation.v4, protocol, addr, to.port, Ipv4Addr::LOCALHOST, own)
                 .map(|addr| Endpoint::new(addr.into(), to.port))
         }
         IpAddr::V6(addr) => {
             let v6 = view.v6.as_ref().ok_or(Refusal::FamilyDisabled)?;
-            nat_out(&translation.v6, protocol, addr, to.port, Ipv6Addr::LOCALHOST, v6.addr)
+            let own = translation.v6.host_addr.or(v6.addr);
+            nat_out(&translation.v6, protocol, addr, to.port, Ipv6Addr::LOCALHOST, own)
                 .map(|addr| Endpoint::new(addr.into(), to.port))
         }
     }
@@ -203,7 +204,7 @@ fn nat_out<A: Copy + PartialEq>(
     to: A,
     port: u16,
     loopback: A,
-    guest: Option<A>,
+    own: Option<A>,
 ) -> Result<A, Refusal> {
     let query = protocol != Protocol::Echo && DNS_PORTS.contains(&port);
     if query && nat.dns_forward == Some(to) {
@@ -214,7 +215,7 @@ fn nat_out<A: Copy + PartialEq>(
         return Ok(loopback);
     }
     if nat.guest_addr == Some(to) {
-        return guest.ok_or(Refusal::NoTarget);
+        return own.ok_or(Refusal::NoTarget);
     }
     Ok(to)
 }
@@ -284,7 +285,7 @@ pub fn remote_seen(
 fn seen_v4(v4: &GuestV4, nat: &Nat<Ipv4Addr>, observed: &Observed, addr: Ipv4Addr) -> Ipv4Addr {
     match (nat.host_loopback, nat.guest_addr) {
         (Some(mapped), _) if addr == Ipv4Addr::LOCALHOST => mapped,
-        (_, Some(mapped)) if addr == v4.addr => mapped,
+        (_, Some(mapped)) if addr == v4.addr || nat.host_addr == Some(addr) => mapped,
         _ if is_unicast(addr.into())
             && !addr.is_loopback()
             && addr != v4.addr
@@ -299,7 +300,7 @@ fn seen_v4(v4: &GuestV4, nat: &Nat<Ipv4Addr>, observed: &Observed, addr: Ipv4Add
 fn seen_v6(v6: &GuestV6, nat: &Nat<Ipv6Addr>, observed: &Observed, addr: Ipv6Addr) -> Ipv6Addr {
     match (nat.host_loopback, nat.guest_addr) {
         (Some(mapped), _) if addr == Ipv6Addr::LOCALHOST => mapped,
-        (_, Some(mapped)) if Some(addr) == v6.addr => mapped,
+        (_, Some(mapped)) if [v6.addr, nat.host_addr].contains(&Some(addr)) => mapped,
         _ if is_unicast(addr.into())
             && !addr.is_loopback()
             && Some(addr) != v6.addr

@@ -4,10 +4,10 @@
 //! Changes come in flurries (an interface that goes up gets a state, addresses one by one, routes),
 //! so the host is only surveyed when it has been quiet for a while, or has not been for long.
 
+use super::resolv::ResolvFile;
 use crate::config::Network;
 use crate::config::facts::HostFacts;
 use crate::config::options::Typed;
-use crate::config::resolv::Resolv;
 use crate::engine::Engine;
 use crate::host::Host;
 use crate::host::netlink::monitor::{Monitor, News, Survey};
@@ -16,13 +16,12 @@ use crate::sys::epoll::Epoll;
 use crate::time::{Duration, Instant};
 use crate::token::{Interest, Token};
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 
-/// [`Token::Runtime`] of what the kernel tells everyone, and of its answers to us.
+/// [`Token::Runtime`] of what the kernel tells everyone, of its answers to us, and of resolvers.
 const HEAR: u32 = 0x20;
 const ANSWERS: u32 = 0x21;
+const RESOLV: u32 = 0x22;
 
 /// How long the host is quiet before it is surveyed, and how long it may go on not to be.
 const QUIET: Duration = Duration::from_secs(1);
@@ -31,9 +30,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long until the kernel is asked again when it has not answered.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Bytes of `resolv.conf` that are read at most.
-const MAX_FILE: usize = 1 << 16;
-
 /// What the guest's network follows from.
 #[derive(Debug)]
 pub struct Planner {
@@ -41,32 +37,29 @@ pub struct Planner {
     pub typed: Typed,
     /// The host as it was at start.
     pub facts: HostFacts,
-    /// `/etc/resolv.conf`, opened at start: its name means nothing any more in the sandbox.
-    pub resolv: Option<File>,
+    /// `/etc/resolv.conf`, opened at start.
+    pub resolv: Option<ResolvFile>,
+    /// Whether the guest was configured with what the host had at start, and keeps that
+    /// (`--config-net`).
+    pub configured: bool,
 }
 
 impl Planner {
     /// The network that follows `network` on a host that looks like this; `None` for no change.
     fn plan(&mut self, network: &Network, survey: Survey) -> Option<Network> {
         let Survey { interfaces, addresses, routes } = survey;
-        if let Some(resolv) = self.resolv.as_ref().and_then(read_resolv) {
+        if let Some(resolv) = self.resolv.as_ref().and_then(ResolvFile::read) {
             self.facts.resolv = resolv;
         }
         self.facts.interfaces = interfaces;
         self.facts.addresses = addresses;
         self.facts.routes = routes;
-        network.follow(&self.typed, &self.facts)
+        if self.configured {
+            network.follow_configured(&self.typed, &self.facts)
+        } else {
+            network.follow(&self.typed, &self.facts)
+        }
     }
-}
-
-/// Reads the file anew, if it still has a name: programs that replace it leave us with the old one.
-fn read_resolv(file: &File) -> Option<Resolv> {
-    if file.metadata().ok()?.nlink() == 0 {
-        return None;
-    }
-    let mut bytes = vec![0; MAX_FILE];
-    let n = file.read_at(&mut bytes, 0).ok()?;
-    Some(Resolv::parse(&String::from_utf8_lossy(bytes.get(..n)?)))
 }
 
 /// A flurry of changes.
@@ -88,29 +81,30 @@ impl Flurry {
 pub struct HostWatch {
     monitor: Monitor,
     network: Network,
-    /// `None`: the guest's network stays as it is.
-    planner: Option<Planner>,
+    planner: Planner,
     flurry: Option<Flurry>,
     retry: Option<Instant>,
 }
 
 impl HostWatch {
-    /// Watches for the sake of a guest with this network, which follows the host if there is a
-    /// planner. To be opened before the sandbox.
+    /// Watches for the sake of a guest with this network. To be opened before the sandbox.
     ///
     /// # Errors
     /// Netlink or epoll do not work.
-    pub fn open(epoll: &Epoll, network: Network, planner: Option<Planner>) -> io::Result<Self> {
-        let monitor = Monitor::open(planner.is_some())?;
+    pub fn open(epoll: &Epoll, network: Network, planner: Planner) -> io::Result<Self> {
+        let monitor = Monitor::open()?;
         let interest = Interest { readable: true, ..Interest::default() };
         epoll.add(monitor.groups(), Token::Runtime(HEAR), interest)?;
         epoll.add(monitor.answers(), Token::Runtime(ANSWERS), interest)?;
+        if let Some(writes) = planner.resolv.as_ref().and_then(ResolvFile::writes) {
+            epoll.add(writes, Token::Runtime(RESOLV), interest)?;
+        }
         Ok(Self { monitor, network, planner, flurry: None, retry: Some(Instant::ZERO) })
     }
 
     /// Whether [`Token::Runtime`] `which` is one of ours.
     pub(super) const fn owns(which: u32) -> bool {
-        matches!(which, HEAR | ANSWERS)
+        matches!(which, HEAR | ANSWERS | RESOLV)
     }
 
     /// When [`HostWatch::on_deadline`] wants to be called.
@@ -130,6 +124,10 @@ impl HostWatch {
         let mut tell = |news| heard.push_back(news);
         match which {
             HEAR => self.monitor.hear(&mut tell),
+            RESOLV => {
+                self.planner.resolv.iter().for_each(ResolvFile::take_note);
+                tell(News::Changed);
+            }
             _ => self.monitor.read_answers(&mut tell),
         }
         self.take(heard, engine, sink, now);
@@ -149,7 +147,7 @@ impl HostWatch {
         if again {
             self.monitor.ask_neighbours(&mut tell);
         }
-        if (again || over) && self.planner.is_some() {
+        if again || over {
             self.monitor.ask_survey(&mut tell);
         }
         self.take(heard, engine, sink, now);
@@ -181,8 +179,7 @@ impl HostWatch {
                     self.changed(now);
                 }
                 News::Surveyed(survey) => {
-                    let planner = self.planner.as_mut();
-                    if let Some(new) = planner.and_then(|p| p.plan(&self.network, survey)) {
+                    if let Some(new) = self.planner.plan(&self.network, survey) {
                         self.follow(new, engine, sink, now);
                         self.monitor.ask_neighbours(&mut |news| heard.push_back(news));
                     }
@@ -220,8 +217,6 @@ impl HostWatch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{Seek as _, Write as _};
-    use vmm_sys_util::tempdir::TempDir;
 
     const fn at(millis: u64) -> Instant {
         Instant::from_nanos(millis * 1_000_000)
@@ -233,23 +228,5 @@ mod tests {
         assert_eq!(flurry(500, 500), at(1500));
         assert_eq!(flurry(500, 1400), at(2400));
         assert_eq!(flurry(500, 10_400), at(10_500), "however much goes on");
-    }
-
-    #[test]
-    fn resolv_conf_is_read_anew_until_it_is_replaced() {
-        let dir = TempDir::new().unwrap();
-        let path = dir.as_path().join("resolv.conf");
-        std::fs::write(&path, "nameserver 192.0.2.1\n").unwrap();
-        let file = File::open(&path).unwrap();
-        let servers = || read_resolv(&file).map(|resolv| resolv.servers);
-        assert_eq!(servers(), Some(vec!["192.0.2.1".parse().unwrap()]));
-        let mut other = File::options().write(true).truncate(true).open(&path).unwrap();
-        other.write_all(b"nameserver 192.0.2.2\n").unwrap();
-        assert_eq!(servers(), Some(vec!["192.0.2.2".parse().unwrap()]), "written in place");
-        other.rewind().unwrap();
-        let new = dir.as_path().join("new");
-        std::fs::write(&new, "nameserver 192.0.2.3\n").unwrap();
-        std::fs::rename(&new, &path).unwrap();
-        assert_eq!(servers(), None, "replaced");
     }
 }

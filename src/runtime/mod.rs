@@ -3,6 +3,7 @@
 //! Knows the engine, the seams and epoll; nothing of protocols or of any one link.
 
 pub mod host_watch;
+pub mod resolv;
 pub mod statistics;
 pub mod worker;
 

@@ -236,13 +236,18 @@ pub fn waiting(place: &Place<'_>, who: Who, options: &[&str]) -> (Running, i32) 
 pub fn waiting_for(mut pasta: Command) -> (Running, i32) {
     pasta.args(["sh", "-c", "echo ready; exec sleep infinity"]);
     let (pasta, _) = Running::start(pasta);
+    let command = command_of(&pasta);
+    (pasta, command)
+}
+
+/// The process that `pasta` has started, which becomes `sleep`.
+pub fn command_of(pasta: &Running) -> i32 {
     let is_sleep = |pid: &i32| {
         // It may not have come to the second program yet.
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         ["sh\n", "sleep\n"].contains(&name.as_str())
     };
-    let command = children(pasta.pid()).into_iter().find(is_sleep).expect("the command runs");
-    (pasta, command)
+    children(pasta.pid()).into_iter().find(is_sleep).expect("the command runs")
 }
 
 /// The processes whose parent is `parent`. The kernel's own list (`children` in `/proc`) leaves some

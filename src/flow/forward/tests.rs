@@ -474,3 +474,24 @@ fn what_no_rule_covers_or_nobody_is_there_for_is_not_spliced() {
         assert_eq!(got, Err(Refusal::GuestUnknown));
     }
 }
+
+#[test]
+fn the_guests_name_for_the_host_stands_for_where_the_host_is_now() {
+    let mut nat = all_maps();
+    nat.v4.host_addr = Some("198.51.100.20".parse().unwrap());
+    nat.v6.host_addr = Some("2001:db8:2::20".parse().unwrap());
+    check_out(
+        &nat,
+        &[
+            (Tcp, "169.254.1.2", 80, Ok("198.51.100.20")),
+            (Tcp, "2001:db8:f::2", 80, Ok("2001:db8:2::20")),
+        ],
+    );
+    let seen = |addr: &str| {
+        let observed = Observed::new(&view());
+        remote_seen(&view(), &nat, &observed, addr.parse().unwrap()).map(|addr| addr.to_string())
+    };
+    assert_eq!(seen("198.51.100.20"), Ok("169.254.1.2".into()));
+    assert_eq!(seen("2001:db8:2::20"), Ok("2001:db8:f::2".into()));
+    assert_eq!(seen("192.0.2.10"), Ok("169.254.1.2".into()), "the guest's own, as before");
+}

@@ -125,14 +125,13 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// Hears of neighbours from now on, and with `network` of changes of the network as well.
+    /// Hears of neighbours and of changes of the network from now on.
     ///
     /// # Errors
     /// Netlink itself does not work.
-    pub fn open(network: bool) -> io::Result<Self> {
-        let groups = NEIGHBOURS | if network { NETWORK } else { 0 };
+    pub fn open() -> io::Result<Self> {
         Ok(Self {
-            groups: socket(groups)?,
+            groups: socket(NEIGHBOURS | NETWORK)?,
             answers: socket(0)?,
             questions: VecDeque::new(),
             sequence: 0,
