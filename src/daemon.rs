@@ -85,8 +85,8 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {}
 
 /// Makes the process our own: descriptors 0 to 2 are open, all others closed except `keep`, which
-/// is returned; writing to a closed peer raises no signal; we may open as many files as anybody
-/// lets us.
+/// is returned; writing to a closed peer raises no signal; children are ours to wait for; we may
+/// open as many files as anybody lets us.
 pub fn take_over(keep: Option<RawFd>) -> Result<Option<OwnedFd>, Error> {
     process::fill_standard_streams().map_err(Error::Descriptors)?;
     let kept = process::take_inherited(keep).map_err(|e| match (e.raw_os_error(), keep) {
@@ -94,6 +94,8 @@ pub fn take_over(keep: Option<RawFd>) -> Result<Option<OwnedFd>, Error> {
         _ => Error::Descriptors(e),
     })?;
     process::ignore_sigpipe().map_err(Error::Signals)?;
+    // Ignored by who started us, it would have our children vanish without a status.
+    process::wait_for_children().map_err(Error::Signals)?;
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
         && soft < hard
         && let Err(e) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)

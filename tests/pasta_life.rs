@@ -786,3 +786,17 @@ fn five_hundred_starts_and_stops_leave_nothing() {
     container.kill();
     place.assert_nothing_is_left();
 }
+
+#[test]
+fn who_starts_us_may_ignore_the_end_of_children() {
+    let place = Place::new();
+    for who in EVERYBODY {
+        let pasta = place.pasta(who, &with(&["--", "sh", "-c", "exit 7"]));
+        let mut command = Command::new("sh");
+        command.args(["-c", r#"trap '' CHLD; exec "$@""#, "sh"]);
+        command.arg(pasta.get_program()).args(pasta.get_args());
+        let output = command.output().expect("starts");
+        assert_eq!(output.status.code(), Some(7), "{who:?}: {output:?}");
+        assert!(output.stderr.is_empty(), "{output:?}");
+    }
+}

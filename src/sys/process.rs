@@ -113,6 +113,13 @@ pub fn ignore_sigpipe() -> io::Result<()> {
     if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Has children stay until they are waited for, whatever was inherited.
+pub fn wait_for_children() -> io::Result<()> {
+    // SAFETY: SIG_DFL is not a function; nothing of ours runs in signal context.
+    let before = unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+    if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Opens `/dev/null` on each of the descriptors 0 to 2 that is closed, so that no file of ours
 /// can ever be taken for a standard stream. To be called before anything is opened.
 pub fn fill_standard_streams() -> io::Result<()> {
