@@ -128,7 +128,8 @@ impl Sockets {
         } else {
             deepen(fd);
         }
-        if shared {
+        // Of what is sent to a group everyone who listens has a copy.
+        if shared || (!tcp && addr.is_multicast()) {
             let option = if tcp { IntOption::REUSE_PORT } else { IntOption::REUSE_ADDRESS };
             socket::set(fd, option, 1)?;
         }

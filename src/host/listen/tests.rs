@@ -305,6 +305,19 @@ fn two_do_not_listen_for_the_same_datagrams() {
     });
 }
 
+/// As mDNS has it: what is sent to a group comes to all who listen for it.
+#[test]
+fn listeners_of_a_group_share_its_port() {
+    with_ports(23_500, 2, |port| {
+        let other = flow_of_another("0.0.0.0", port)?;
+        let mut f = Forwarding::new();
+        f.replace(&outside(&[udp("0.0.0.0", port)])).unwrap_err();
+        f.replace(&outside(&[udp("224.0.0.251", port)])).unwrap();
+        drop(other);
+        Some(())
+    });
+}
+
 #[test]
 fn best_effort_datagram_ports_of_others_are_left_out() {
     with_ports(23_300, 8, |port| {
