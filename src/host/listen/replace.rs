@@ -33,7 +33,7 @@ pub(super) struct Round {
     pub(super) warnings: Vec<String>,
     /// Best-effort ports for which there were no descriptors while the old ones were still open.
     pub(super) starved: Vec<(Place, usize)>,
-    /// Who waits for datagrams on the host, once it was asked for.
+    /// Who waits for datagrams on the host, by port, once it was asked for.
     pub(super) waiting: Option<Vec<Waiting>>,
 }
 
@@ -123,9 +123,14 @@ impl Sockets {
         let Some(diag) = self.diag.as_mut().filter(|_| place.side == Side::Outside) else {
             return false;
         };
-        let waiting =
-            round.waiting.get_or_insert_with(|| diag.datagram_sockets().unwrap_or_default());
-        let mut here = waiting.iter().filter(|w| w.port == place.port && w.meets(place.spot.addr));
+        let waiting = round.waiting.get_or_insert_with(|| {
+            let mut all = diag.datagram_sockets().unwrap_or_default();
+            all.sort_unstable_by_key(|socket| socket.port);
+            all
+        });
+        let first = waiting.partition_point(|socket| socket.port < place.port);
+        let same_port = waiting.iter().skip(first).take_while(|socket| socket.port == place.port);
+        let mut here = same_port.filter(|socket| socket.meets(place.spot.addr));
         let inode = |id: &u32| fstat(self.listeners.get(*id)?.fd()).ok().map(|stat| stat.st_ino);
         let own: Vec<_> = own.iter().filter_map(inode).collect();
         here.any(|socket| !own.contains(&socket.inode))
