@@ -3,7 +3,7 @@
 //!
 //! Frames from the guest are recorded as they arrive, before anyone has checked them; frames to
 //! the guest when they are committed. Partial checksums are completed in the record, segmented
-//! frames are recorded as they are sent. Of protocols it knows the internet checksum ([`super::trace`]
+//! frames are recorded as they are sent. Of protocols it knows the internet checksum (`trace.rs`
 //! knows the others), and no clock: the time comes from a function that it is given.
 
 use super::trace;
