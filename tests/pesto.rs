@@ -516,11 +516,10 @@ impl Pasta {
         command.arg("-c").arg(&control).args(options.split_whitespace());
         let child = command.stdin(Stdio::null()).spawn().expect("starts");
         let mut pasta = Self { child, control, lab };
-        while !pasta.control.exists() {
+        // Who answers has bound its ports. A socket has its name before it takes connections.
+        while !pesto("", &pasta.control).status.success() {
             assert!(matches!(pasta.child.try_wait(), Ok(None)), "it did not start");
-            thread::yield_now();
         }
-        pasta.rules(); // who answers has bound its ports
         pasta
     }
 
