@@ -224,14 +224,16 @@ impl SendWindow {
         }
     }
 
-    /// The first bytes in flight are to be sent again; if it is the FIN, that.
+    /// The first bytes in flight are to be sent again; if it is the FIN, that. With none in flight
+    /// they are what is sent next anyhow, though they were sent before a window was taken back.
     fn resend_first(&mut self) {
         let only_fin = self.end == Some(self.una);
         if only_fin {
             self.nxt = self.una;
         }
+        let any = self.in_flight() > 0;
         if let Recovery::Fast { resend, .. } = &mut self.recovery {
-            *resend = !only_fin;
+            *resend = any && !only_fin;
         }
     }
 

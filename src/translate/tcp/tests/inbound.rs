@@ -266,6 +266,27 @@ fn what_a_guest_has_dropped_when_it_took_its_window_back_is_sent_again() {
 }
 
 #[test]
+fn a_loss_behind_a_window_that_was_taken_back_is_repaired_to_the_end() {
+    let mut s = Script::established();
+    s.peer(3000);
+    s.turn();
+    s.offer(Segment { window: UnscaledWindow(0), ..ack(0, 0) });
+    s.expect(&[]);
+    // Room for a part of what was sent before.
+    let small = Segment { window: UnscaledWindow(8), ..ack(0, 0) };
+    s.offer(small);
+    s.expect(&[sent_data(0, 1024, 0)]);
+    s.offer_all(&[small; 3]);
+    s.expect(&[sent_data(0, 1024, 0)]);
+    // More than was sent again, for the guest has kept some, and less than was ever sent.
+    s.offer(Segment { window: UnscaledWindow(8), ..ack(0, 2000) });
+    s.expect(&[sent_data(2000, 1000, 0)]);
+    s.offer(ack(0, 3000));
+    s.peer(10);
+    s.expect(&[sent_data(3000, 10, 0)]);
+}
+
+#[test]
 fn an_old_window_does_not_replace_a_newer_one() {
     let mut s = Script::established();
     s.peer(100_000);

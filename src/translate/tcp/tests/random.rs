@@ -6,11 +6,30 @@ use proptest::prelude::*;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Segment { seq: i32, ack: i32, len: u16, window: u16, flags: u8 },
-    Peer { len: u16, fin: bool },
+    Segment {
+        seq: i32,
+        ack: i32,
+        len: u16,
+        window: u16,
+        flags: u8,
+    },
+    /// So many equal ACKs, for so many bytes of what is in flight.
+    Acks {
+        times: usize,
+        bytes: u32,
+        window: u16,
+    },
+    Peer {
+        len: u16,
+        fin: bool,
+    },
     Ring(u8),
     Writable(u16),
-    Room { send: u32, staging: u32, peer: Option<u32> },
+    Room {
+        send: u32,
+        staging: u32,
+        peer: Option<u32>,
+    },
     Sleep(u32),
     Connected,
 }
@@ -19,8 +38,16 @@ fn step() -> impl Strategy<Value = Step> {
     let near = prop_oneof![8 => Just(0), 4 => -3000..3000i32, 1 => any::<i32>()];
     let segment = (near.clone(), near, 0..5000u16, any::<u16>(), any::<u8>())
         .prop_map(|(seq, ack, len, window, flags)| Step::Segment { seq, ack, len, window, flags });
+    let window = prop_oneof![2 => 0..2u16, 3 => 2..60u16, 2 => any::<u16>()];
+    let bytes = prop_oneof![Just(0), 0..5000u32];
+    let acks = (1..6usize, bytes, window).prop_map(|(times, bytes, window)| Step::Acks {
+        times,
+        bytes,
+        window,
+    });
     prop_oneof![
         20 => segment,
+        12 => acks,
         4 => (any::<u16>(), any::<u8>()).prop_map(|(len, f)| Step::Peer { len, fin: f < 20 }),
         4 => any::<u8>().prop_map(Step::Ring),
         4 => any::<u16>().prop_map(Step::Writable),
@@ -55,6 +82,18 @@ impl Seen {
         assert!(edge + 255 >= self.edge.unwrap_or(0), "the right edge moved back");
         self.edge = Some(self.edge.unwrap_or(0).max(edge));
     }
+}
+
+/// What the guest has not acknowledged is sent again sooner or later: at once, when the link gives
+/// room, or when the timer rings.
+fn assert_goes_on(s: &Script) {
+    if !s.conn.is_established() || s.conn.send.is_quiet() {
+        return;
+    }
+    let waits_for_room = s.ring == 0 && (s.conn.peek_plan().is_some() || s.conn.segment_due());
+    let rings_at = s.conn.timer.rings_at();
+    let soon = rings_at.is_some_and(|at| at <= s.now + Limits::DEFAULT.max_rto);
+    assert!(waits_for_room || soon, "nothing will happen: {:?}, now {:?}", s.conn, s.now);
 }
 
 fn run(steps: Vec<Step>, guest_opens: bool) {
@@ -100,6 +139,12 @@ fn run(steps: Vec<Step>, guest_opens: bool) {
                 assert!(verdict.fresh.end <= segment.payload_len);
                 at += (verdict.fresh.len() + verdict.joined) as u32;
             }
+            Step::Acks { times, bytes, window } if s.conn.is_established() => {
+                let una = s.conn.send.keepalive_seq() + 1;
+                let segment = ack(at, (una + bytes).distance_from(ISS + 1));
+                s.offer_all(&vec![Segment { window: UnscaledWindow(window), ..segment }; times]);
+            }
+            Step::Acks { .. } => {}
             Step::Peer { len, fin } if !s.eof => {
                 s.peer(len.into());
                 s.eof |= fin;
@@ -127,6 +172,7 @@ fn run(steps: Vec<Step>, guest_opens: bool) {
             return;
         }
         seen.check(&s, at);
+        assert_goes_on(&s);
         assert!(s.staged as u32 <= seen.edge.unwrap_or(0));
     }
 }
