@@ -1,7 +1,8 @@
 //! Staging: bytes that the guest was promised room for and the socket has not taken yet.
 //!
 //! Made on demand, freed when empty, bounded per flow by the window that the machine advertises
-//! (never more than [`PER_FLOW`] ahead) and in all by [`Budget`].
+//! (never more than [`PER_FLOW`] ahead) and in all by [`Budget`]. More than [`IN_ALL`] is only in use
+//! when flows send in order what they were promised while there were fewer of them.
 
 use crate::span::Span;
 use std::collections::VecDeque;
@@ -32,6 +33,11 @@ impl Budget {
         let free = IN_ALL.saturating_sub(self.used);
         let part = (IN_ALL / flows.max(FEW)).saturating_sub(staged).min(free / 8);
         part.max(LEAST.saturating_sub(staged))
+    }
+
+    /// Bytes that may be held ahead of their turn: nobody was promised room for them.
+    pub const fn left(&self) -> usize {
+        IN_ALL.saturating_sub(self.used)
     }
 
     /// `n` more bytes are in use.

@@ -134,7 +134,7 @@ impl<S: std::fmt::Debug> Tcp<S> {
             return Err(DropReason::NoFlow);
         };
         let Some((_, flow)) = self.table.get_mut(id) else { return Err(DropReason::NoFlow) };
-        let verdict = flow.conn.offer(&segment, ctx.now);
+        let verdict = flow.conn.offer(&segment, self.budget.left(), ctx.now);
         if !flow.touched {
             flow.touched = true;
             self.touched.push(id);
@@ -216,7 +216,8 @@ impl<S: std::fmt::Debug> Tcp<S> {
             let mut bytes = vec![0; part.range.len()];
             let spans = source.frame(index).spans;
             let n = gather(spans, payload + part.range.start, &mut bytes);
-            held.put(part.offset, bytes.get(..n).unwrap_or_default(), &mut self.budget);
+            bytes.truncate(n);
+            held.put(part.offset, bytes, &mut self.budget);
         }
         if held.len() == 0 {
             flow.held = None;

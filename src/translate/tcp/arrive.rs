@@ -8,18 +8,23 @@ use crate::wire::seq::SeqNum;
 use std::ops::Range;
 
 impl Conn {
-    /// Judges one segment of the guest's.
-    pub fn offer(&mut self, segment: &Segment, now: Instant) -> Verdict {
+    /// Judges one segment of the guest's. `hold`: bytes that the engine may hold ahead of their turn.
+    pub fn offer(&mut self, segment: &Segment, hold: usize, now: Instant) -> Verdict {
         match self.state {
             State::Connecting => self.offer_connecting(segment),
-            State::SynAckSent => self.offer_syn_ack_sent(segment, now),
+            State::SynAckSent => self.offer_syn_ack_sent(segment, hold, now),
             State::SynSent => self.offer_syn_sent(segment, now),
-            State::Established(_) => self.offer_established(segment, now),
+            State::Established(_) => self.offer_established(segment, hold, now),
             State::Closed(_) => Verdict::default(),
         }
     }
 
-    pub(super) fn offer_established(&mut self, segment: &Segment, now: Instant) -> Verdict {
+    pub(super) fn offer_established(
+        &mut self,
+        segment: &Segment,
+        hold: usize,
+        now: Instant,
+    ) -> Verdict {
         if segment.flags.rst {
             self.take_rst(segment.seq, now);
             return Verdict::default();
@@ -56,7 +61,7 @@ impl Conn {
         }
         self.rearm(now);
         if !plain {
-            self.take_payload(segment, &mut verdict);
+            self.take_payload(segment, hold, &mut verdict);
         }
         self.close_if_done();
         verdict
@@ -112,7 +117,7 @@ impl Conn {
         self.due.ack |= self.challenge.allows(now);
     }
 
-    fn take_payload(&mut self, segment: &Segment, verdict: &mut Verdict) {
+    fn take_payload(&mut self, segment: &Segment, hold: usize, verdict: &mut Verdict) {
         let State::Established(receiving) = self.state else { return };
         let fin_at = match receiving {
             Receiving::Open => None,
@@ -126,6 +131,7 @@ impl Conn {
         let len = saturate(segment.payload_len);
         let part = self.part_in_window(segment.seq, len);
         if segment.seq.after(self.recv.nxt()) {
+            let part = part.start..part.end.min(saturate(hold));
             self.take_ahead(segment.seq, part, verdict);
         } else if !part.is_empty() {
             let fresh = part.end - part.start;
@@ -155,8 +161,8 @@ impl Conn {
         start..len.min(room).max(start)
     }
 
-    /// Bytes ahead of what is expected: they are held if the staging has room for them, so that the
-    /// guest need not send them again, and the guest is told what is missing.
+    /// Bytes ahead of what is expected: they are held if this flow's staging has room for them, so
+    /// that the guest need not send them again, and the guest is told what is missing.
     fn take_ahead(&mut self, seq: SeqNum, part: Range<u32>, verdict: &mut Verdict) {
         self.want_duplicate();
         let offset = seq.distance_from(self.recv.nxt());

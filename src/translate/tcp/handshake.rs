@@ -85,7 +85,12 @@ impl Conn {
     }
 
     /// A segment in answer to our SYN-ACK.
-    pub(super) fn offer_syn_ack_sent(&mut self, segment: &Segment, now: Instant) -> Verdict {
+    pub(super) fn offer_syn_ack_sent(
+        &mut self,
+        segment: &Segment,
+        hold: usize,
+        now: Instant,
+    ) -> Verdict {
         let ahead = segment.seq.distance_from(self.recv.nxt());
         let in_window = ahead <= self.recv.remaining();
         match (segment.flags.rst, segment.flags.syn, segment.ack) {
@@ -120,7 +125,7 @@ impl Conn {
             }
             (false, false, Some(_)) => {
                 self.enter_established(segment, now);
-                self.offer_established(segment, now)
+                self.offer_established(segment, hold, now)
             }
         }
     }

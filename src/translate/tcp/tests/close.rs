@@ -189,7 +189,7 @@ fn a_reset_while_data_is_in_flight_is_not() {
 #[test]
 fn a_fin_that_is_not_settled_is_not_acknowledged() {
     let mut s = Script::open();
-    let verdict = s.conn.offer(&Segment { payload_len: 300, ..fin(1, 0) }, s.now);
+    let verdict = s.conn.offer(&Segment { payload_len: 300, ..fin(1, 0) }, s.hold, s.now);
     assert_eq!(verdict.fresh, 0..300);
     assert!(!s.conn.wants_shutdown());
     s.expect(&[sent_ack(0, 1)]);

@@ -29,7 +29,7 @@ fn a_whole_segmentation_frame_is_one_segment() {
 #[test]
 fn nothing_is_acknowledged_before_it_is_settled() {
     let mut s = Script::open();
-    let verdict = s.conn.offer(&data(1, 1000, 0), s.now);
+    let verdict = s.conn.offer(&data(1, 1000, 0), s.hold, s.now);
     assert_eq!(verdict.fresh, 0..1000);
     s.expect(&[]);
     s.conn.on_forwarded(400, s.now);
@@ -230,6 +230,20 @@ fn an_ack_for_new_data_comes_before_the_duplicates() {
     let mut s = Script::open();
     s.offer_all(&[data(1, 1000, 0), data(2001, 1000, 0), data(3001, 1000, 0)]);
     s.expect(&[sent_ack(0, 1001), sent_ack(0, 1001), sent_ack(0, 1001)]);
+}
+
+#[test]
+fn what_lies_ahead_is_held_only_as_far_as_the_engine_says() {
+    let mut s = Script::open();
+    s.hold = 700;
+    assert_eq!(s.offer(data(1001, 500, 0)).held, Some(Held { range: 0..500, offset: 1000 }));
+    assert_eq!(s.offer(data(2001, 900, 0)).held, Some(Held { range: 0..700, offset: 2000 }));
+    s.hold = 0;
+    assert_eq!(s.offer(data(3001, 500, 0)).held, None);
+    s.expect(&[sent_ack(0, 1); 3]);
+    // What was promised in order is taken all the same, and what is held is joined.
+    let verdict = s.offer(data(1, 1000, 0));
+    assert_eq!((verdict.fresh, verdict.joined), (0..1000, 500));
 }
 
 #[test]

@@ -125,6 +125,8 @@ struct Script {
     /// Bytes in the socket's receive queue, and whether the peer's FIN is behind them.
     readable: usize,
     eof: bool,
+    /// Bytes that may be held ahead of their turn.
+    hold: usize,
     /// Frames that the link takes.
     ring: usize,
     shut: bool,
@@ -143,6 +145,7 @@ impl Script {
             staged: 0,
             readable: 0,
             eof: false,
+            hold: usize::MAX,
             ring: usize::MAX,
             shut: false,
             keepalive: false,
@@ -186,7 +189,7 @@ impl Script {
     /// Offers a batch and settles it as one.
     fn offer_all(&mut self, segments: &[Segment]) -> Vec<Verdict> {
         let verdicts: Vec<Verdict> =
-            segments.iter().map(|segment| self.conn.offer(segment, self.now)).collect();
+            segments.iter().map(|segment| self.conn.offer(segment, self.hold, self.now)).collect();
         let discard: usize = verdicts.iter().map(|v| v.discard).sum();
         self.readable = self.readable.checked_sub(discard).expect("more discarded than there is");
         self.keepalive |= verdicts.iter().any(|v| v.keepalive);
