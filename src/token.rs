@@ -79,12 +79,14 @@ pub struct Readiness {
     pub hung_up: bool,
     /// An error is pending (EPOLLERR): read SO_ERROR or the error queue.
     pub error: bool,
+    /// There is urgent data (EPOLLPRI).
+    pub urgent: bool,
 }
 
 /// What a file descriptor is to be watched for. Errors and hang-ups are always reported.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Interest {
-    /// Report [`Readiness::readable`].
+    /// Report [`Readiness::readable`] and, of changes only, [`Readiness::urgent`].
     pub readable: bool,
     /// Report [`Readiness::writable`].
     pub writable: bool,

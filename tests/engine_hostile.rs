@@ -807,6 +807,7 @@ impl World {
                 read_closed: flip(5),
                 hung_up: flip(1),
                 error: flip(2),
+                urgent: flip(2),
             };
             self.engine.on_socket(token, ready, self.link.halves().1, self.now);
         }

@@ -20,6 +20,10 @@ use crate::token::{Interest, Token};
 use std::io;
 use std::net::IpAddr;
 
+/// Pieces of room that a peek looks at, and no more: what the kernel takes in one call (UIO_MAXIOV),
+/// less some for bytes that are to be skipped.
+pub const MAX_ROOM: usize = 1024 - 16;
+
 /// How a TCP connect began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Connect {
@@ -129,8 +133,15 @@ pub trait Host {
     /// Sends from `payload`; returns how many bytes the socket took.
     fn send(&mut self, stream: &mut Self::Stream, payload: &[Span<'_>]) -> io::Result<usize>;
 
-    /// Copies received bytes behind the first `skip` ones to `room` and leaves them all in the
-    /// socket. `Ok(0)` is the end of the stream; `WouldBlock` is nothing new, or empty `room`.
+    /// Copies received bytes behind the first `skip` ones to `room`, that is to the first
+    /// [`MAX_ROOM`] pieces of it, and leaves them all in the socket. `Ok(0)` is the end of the
+    /// stream; `WouldBlock` is nothing new, or empty `room`.
+    ///
+    /// Where there is urgent data ([`Readiness::urgent`]), a short count does not mean that there
+    /// is nothing behind it, and `WouldBlock` only that nothing can be had before some of the
+    /// skipped bytes were discarded.
+    ///
+    /// [`Readiness::urgent`]: crate::token::Readiness::urgent
     fn peek(
         &mut self,
         stream: &mut Self::Stream,

@@ -51,6 +51,7 @@ const fn readiness(bits: u32) -> Readiness {
         read_closed: has(bits, libc::EPOLLRDHUP),
         hung_up: has(bits, libc::EPOLLHUP),
         error: has(bits, libc::EPOLLERR),
+        urgent: has(bits, libc::EPOLLPRI),
     }
 }
 
@@ -67,6 +68,10 @@ const fn mask(interest: Interest) -> u32 {
     }
     if interest.edge {
         bits |= libc::EPOLLET;
+        // It comes with the event of the data, never alone.
+        if interest.readable {
+            bits |= libc::EPOLLPRI;
+        }
     }
     bits as u32
 }

@@ -279,6 +279,15 @@ pub fn unacked(fd: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(u32::try_from(value).unwrap_or(0))
 }
 
+/// Bytes received and not read (SIOCINQ), urgent ones among them if they stay in line; a FIN does
+/// not count.
+pub fn unread(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut value: libc::c_int = 0;
+    // SAFETY: SIOCINQ (the same number as FIONREAD) writes one int, which `value` is.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut value) })?;
+    Ok(usize::try_from(value).unwrap_or(0))
+}
+
 /// Size of the send buffer and bytes in it, overhead included (SO_MEMINFO).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SendMemory {

@@ -234,6 +234,7 @@ pub const NOT_READY: Readiness = Readiness {
     read_closed: false,
     hung_up: false,
     error: false,
+    urgent: false,
 };
 pub const READABLE: Readiness = Readiness { readable: true, ..NOT_READY };
 pub const WRITABLE: Readiness = Readiness { writable: true, ..NOT_READY };

@@ -3,7 +3,7 @@
 use super::sim::Chance;
 use passt::flow::{Endpoint, FlowId, Protocol, Side};
 use passt::host::{
-    Accepted, Batch, Connect, Host, Message, Outbound, Scan, SocketError, StreamInfo,
+    Accepted, Batch, Connect, Host, MAX_ROOM, Message, Outbound, Scan, SocketError, StreamInfo,
 };
 use passt::span::{Span, SpanMut, gather, scatter};
 use passt::time::Duration;
@@ -78,6 +78,10 @@ pub struct Sock {
     /// Received and not discarded.
     pub incoming: VecDeque<u8>,
     pub fin: bool,
+    /// An urgent byte is so far from the front: a peek that starts before it ends there.
+    pub mark: Option<usize>,
+    /// Peeks start at the front and read what they are to skip, too.
+    pub from_front: bool,
     /// What peeks fail with, behind all that was received.
     pub error: Option<i32>,
     /// Bytes that the socket takes before it is full.
@@ -114,6 +118,8 @@ impl Sock {
             connect: Ok(()),
             incoming: VecDeque::new(),
             fin: false,
+            mark: None,
+            from_front: false,
             error: None,
             room: usize::MAX,
             send_error: None,
@@ -359,14 +365,19 @@ impl Host for ScriptHost {
         skip: usize,
         room: &[SpanMut<'_>],
     ) -> io::Result<usize> {
+        let room = &room[..room.len().min(MAX_ROOM)];
         let asked: usize = room.iter().map(SpanMut::len).sum();
         assert!(asked > 0, "a peek into nothing");
         stream.with(|sock| {
             sock.peeks += 1;
             assert!(skip <= sock.incoming.len(), "skipped more than there is");
-            let bytes: Vec<u8> = sock.incoming.iter().skip(skip).take(asked).copied().collect();
+            let start = if sock.from_front { 0 } else { skip };
+            let end = sock.mark.filter(|&mark| mark > start).unwrap_or(usize::MAX);
+            let most = asked.min(end.saturating_sub(skip));
+            let bytes: Vec<u8> = sock.incoming.iter().skip(skip).take(most).copied().collect();
             scatter(room, 0, &bytes);
             match (bytes.len(), sock.error, sock.fin) {
+                (0, ..) if end <= skip => Err(ErrorKind::WouldBlock.into()),
                 (0, Some(number), _) => Err(errno(number)),
                 (0, None, false) => Err(ErrorKind::WouldBlock.into()),
                 (n, ..) => Ok(n),
@@ -378,8 +389,9 @@ impl Host for ScriptHost {
         stream.with(|sock| {
             assert!(n > 0 && n <= sock.incoming.len(), "discarded what is not there");
             // In two steps, as a kernel may.
-            let n = n.div_ceil(2);
+            let n = n.div_ceil(2).min(sock.mark.filter(|&mark| mark > 0).unwrap_or(usize::MAX));
             sock.incoming.drain(..n);
+            sock.mark = sock.mark.and_then(|mark| mark.checked_sub(n));
             Ok(n)
         })
     }

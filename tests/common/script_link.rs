@@ -113,6 +113,8 @@ pub struct ScriptSink {
     pub size: usize,
     /// Whether a frame may fill several.
     pub mergeable: bool,
+    /// Room for payload comes in pieces of this size; in two if that is not set.
+    pub piece: Option<usize>,
     /// How often room was refused because there was none just now.
     pub refused: usize,
     open: VecDeque<OpenSlot>,
@@ -138,6 +140,7 @@ impl Default for ScriptSink {
             free: 1 << 20,
             size: MAX_FRAME,
             mergeable: false,
+            piece: None,
             refused: 0,
             open: VecDeque::new(),
             next_slot: 0,
@@ -187,8 +190,8 @@ impl Sink for ScriptSink {
         let open = self.slot(slot);
         // In two pieces, as guests' buffers come.
         let room = open.buffer.take(open.len).skip(skip);
-        let half = room.len() / 2;
-        out.extend([room.take(half), room.skip(half)].into_iter().filter(|span| !span.is_empty()));
+        let piece = self.piece.unwrap_or(room.len().div_ceil(2)).max(1);
+        out.extend((0..room.len()).step_by(piece).map(|at| room.skip(at).take(piece)));
     }
 
     fn write(&mut self, slot: &Slot, offset: usize, bytes: &[u8]) {

@@ -110,6 +110,7 @@ impl Peer {
             error: true,
             hung_up: true,
             read_closed: true,
+            urgent: false,
         };
     }
 
@@ -245,6 +246,7 @@ impl SimHost {
                 read_closed: pending.read_closed && socket.interest.read_closed,
                 error: pending.error,
                 hung_up: pending.hung_up,
+                urgent: pending.urgent,
             };
             if ready != Readiness::default() {
                 events.push((token, ready));

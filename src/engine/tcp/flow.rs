@@ -54,6 +54,8 @@ pub(super) struct TcpFlow<S> {
     connecting: bool,
     /// The peer has sent its FIN: peek until it is seen.
     pub(super) peer_closed: bool,
+    /// There is or was urgent data, at which a peek ends though there is more behind it.
+    pub(super) urgent: bool,
     /// The socket has failed: what the peer sent before goes to the guest, then it is told.
     pub(super) failed: bool,
     /// In the list of flows that the batch has touched.
@@ -75,6 +77,7 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
             empty_at: None,
             connecting: connect == Connect::InProgress,
             peer_closed: false,
+            urgent: false,
             failed: false,
             touched: false,
         }
@@ -141,6 +144,7 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
         share: Share<'_>,
     ) {
         self.peer_closed |= ready.read_closed || ready.hung_up;
+        self.urgent |= ready.urgent;
         if ready.readable || ready.read_closed || ready.hung_up || ready.error {
             self.empty_at = None;
         }
@@ -167,9 +171,11 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
     }
 
     /// The socket has failed. A guest's own kernel would still let it read what came before: so
-    /// the reset waits until that is delivered, unless nothing more is to come or to be had.
+    /// the reset waits until that is delivered, however often the socket fails meanwhile, unless
+    /// nothing more is to come or to be had. It comes with the first peek that finds nothing, and
+    /// peeks come with the guest's ACKs; a guest that does not acknowledge is given up.
     fn fail(&mut self) {
-        if self.failed || !self.conn.interest().readable {
+        if !self.conn.interest().readable {
             self.conn.on_socket_error();
         }
         self.failed = true;
@@ -191,7 +197,11 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
         if self.conn.wants_shutdown() {
             match ctx.host.shutdown(&mut self.stream) {
                 Ok(()) => self.conn.on_shutdown(),
-                Err(_) => self.conn.on_socket_error(),
+                Err(_) => {
+                    // There is no peer to be told; what it sent before may still be on its way.
+                    self.fail();
+                    self.conn.on_shutdown();
+                }
             }
         }
         if self.conn.wants_room_info(ctx.now) {
@@ -213,6 +223,10 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
 
     /// Drops from the socket what the guest has acknowledged.
     fn discard<H: Host<Stream = S>, K>(&mut self, ctx: &mut Ctx<'_, H, K>) {
+        if self.to_discard > 0 && (self.urgent || self.peer_closed) {
+            // That may have stood before an urgent byte. No event tells what is behind it.
+            self.empty_at = None;
+        }
         while self.to_discard > 0 {
             match ctx.host.discard(&mut self.stream, self.to_discard) {
                 Ok(n) if n > 0 => self.to_discard = self.to_discard.saturating_sub(n),

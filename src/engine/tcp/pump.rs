@@ -7,7 +7,7 @@ use crate::engine::counters::DropReason;
 use crate::engine::headers::{self, Transport};
 use crate::engine::{Ctx, Owner};
 use crate::flow::{FlowId, FlowKey};
-use crate::host::Host;
+use crate::host::{Host, MAX_ROOM};
 use crate::link::{
     ETHERNET_HEADER, LinkCaps, MAX_FRAME, Refused, Segmentation, SegmentationKind, Sink, Slot,
 };
@@ -135,6 +135,8 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
         for (slot, _) in &scratch.slots {
             ctx.sink.room(slot, layout.headers, &mut room);
         }
+        // What does not fit one peek waits for the next, or it would seem to find too little.
+        room.truncate(MAX_ROOM);
         let asked = total_mut(&room);
         let result = ctx.host.peek(&mut self.stream, plan.skip, &room);
         scratch.room = recycle_mut(room);
@@ -143,6 +145,7 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
             other => {
                 scratch.slots.drain(..).for_each(|(slot, _)| ctx.sink.cancel(slot));
                 match other {
+                    Err(e) if self.may_be_marked(&e, plan.skip) => self.drained(plan.seq),
                     _ if self.failed => self.conn.on_socket_error(),
                     Ok(_) => self.conn.on_end_of_stream(),
                     Err(e) if e.kind() == ErrorKind::WouldBlock => self.drained(plan.seq),
@@ -158,7 +161,7 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
             self.widened = true;
             ctx.host.widen(&mut self.stream);
         }
-        if n < asked && !self.peer_closed {
+        if n < asked && !self.peer_closed && !self.urgent {
             self.drained(plan.seq + u32::try_from(n).unwrap_or(0));
             return Outcome::Pause;
         }
@@ -169,7 +172,16 @@ impl<S: std::fmt::Debug> TcpFlow<S> {
     fn is_empty<H: Host<Stream = S>, K>(&mut self, ctx: &mut Ctx<'_, H, K>, skip: usize) -> bool {
         let mut byte = [0];
         let room = [SpanMut::from_slice(&mut byte)];
-        !matches!(ctx.host.peek(&mut self.stream, skip, &room), Ok(1..))
+        match ctx.host.peek(&mut self.stream, skip, &room) {
+            Ok(n) => n == 0,
+            Err(e) => !self.may_be_marked(&e, skip),
+        }
+    }
+
+    /// Whether an urgent byte among those that are skipped may be all that ended a peek: then there
+    /// is more to be had once the guest has acknowledged what stands before it.
+    fn may_be_marked(&self, error: &std::io::Error, skip: usize) -> bool {
+        self.urgent && skip > 0 && error.kind() == ErrorKind::WouldBlock
     }
 
     /// The socket has nothing from `seq` on: an event will tell of more.

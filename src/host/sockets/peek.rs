@@ -3,8 +3,14 @@
 //! With it the kernel keeps an offset of its own, which a peek moves on by what it gave and a read
 //! moves back by what it took (never below 0). [`Stream::peek_offset`] follows it, so that the
 //! option is set only when a peek starts elsewhere: after a retransmission, and once at the start.
+//!
+//! A peek ends before a byte that is marked as urgent, unless it starts there (`tcp_recvmsg_locked`;
+//! that such bytes stay in line changes nothing). A peek by the kernel's offset only has to be
+//! repeated. One that starts at the front of the socket cannot pass the mark before all that stands
+//! in front of it was discarded.
 
 use super::stream::{Stream, is_read_closed};
+use crate::host::MAX_ROOM;
 use crate::span::SpanMut;
 use crate::sys::socket::{self, IntOption};
 use std::io;
@@ -20,7 +26,7 @@ pub(super) struct Scratch {
 impl Scratch {
     /// How often the same memory may be named in one peek. With pieces of 1 MiB the largest window
     /// can be skipped (16 MiB).
-    const MAX_PIECES: usize = 16;
+    const MAX_PIECES: usize = socket::MAX_PIECES - MAX_ROOM;
 
     /// At most `piece` bytes.
     pub(super) const fn of_pieces(piece: usize) -> Self {
@@ -86,6 +92,7 @@ impl Stream {
         if skip == 0 {
             return socket::peek(self.as_fd(), room);
         }
+        let room = room.get(..MAX_ROOM).unwrap_or(room);
         let mut pieces = Vec::with_capacity(Scratch::MAX_PIECES + room.len());
         if !scratch.cover(skip, &mut pieces) {
             return Err(io::ErrorKind::WouldBlock.into());
@@ -95,8 +102,8 @@ impl Stream {
     }
 
     /// Peeks into `pieces`, of which the first `skip` bytes do not count. When nothing is behind
-    /// them the count cannot tell the end of the stream from a pause; the state can, if it was
-    /// read before the peek.
+    /// them the count cannot tell the end of the stream from a pause or from a mark. The state and,
+    /// after it, how much is there can.
     fn peek_pieces(&self, skip: usize, pieces: &[SpanMut<'_>]) -> io::Result<usize> {
         let behind = |n: usize| n.checked_sub(skip).filter(|&n| n > 0);
         if let Some(n) = behind(socket::peek(self.as_fd(), pieces)?) {
@@ -105,7 +112,12 @@ impl Stream {
         if !is_read_closed(socket::tcp_info(self.as_fd())?) {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        Ok(behind(socket::peek(self.as_fd(), pieces)?).unwrap_or(0))
+        if socket::unread(self.as_fd())? <= skip {
+            return Ok(0);
+        }
+        // The last bytes came after the first peek, or a mark stands before them.
+        let n = socket::peek(self.as_fd(), pieces)?;
+        behind(n).ok_or_else(|| io::ErrorKind::WouldBlock.into())
     }
 
     /// Drops the first `n` bytes.

@@ -3,7 +3,7 @@
 use super::*;
 use crate::config::ports::Rule;
 use crate::flow::Protocol;
-use crate::host::IcmpCause;
+use crate::host::{IcmpCause, MAX_ROOM};
 use crate::sys::epoll::Events;
 use crate::token::{Readiness, Token};
 use std::io::{ErrorKind, Read, Write};
@@ -252,6 +252,75 @@ fn urgent_data_stays_in_line() {
         seen.extend(peek(&mut host, &mut stream, skip, 8).unwrap());
     }
     assert_eq!(seen, b"abc");
+}
+
+/// Reads all that the far end has sent, by peeks that go on where the last one ended as long as
+/// they find something, as the engine does.
+fn read_by_peeks(host: &mut Sockets, stream: &mut Stream, seed: usize) -> Vec<u8> {
+    let (mut all, mut skip) = (Vec::new(), 0);
+    for n in seed.. {
+        match peek(host, stream, skip, 2 + n % 5) {
+            Ok(bytes) if bytes.is_empty() => {
+                assert_eq!(peek(host, stream, 0, 1).unwrap().is_empty(), skip == 0);
+                return all;
+            }
+            Ok(bytes) => {
+                skip += bytes.len();
+                all.extend(bytes);
+                // A little is acknowledged now and then.
+                if n % 3 == 0 {
+                    skip -= host.discard(stream, skip.min(n % 4).max(1)).unwrap();
+                }
+            }
+            Err(e) => {
+                assert_eq!(e.kind(), ErrorKind::WouldBlock);
+                assert!(skip > 0, "nothing, though there is no end");
+                skip -= host.discard(stream, skip).unwrap();
+            }
+        }
+    }
+    unreachable!()
+}
+
+#[test]
+fn an_urgent_byte_hides_neither_what_is_behind_it_nor_the_end() {
+    use nix::sys::socket::{MsgFlags, send};
+    for features in [Features::probe(), WITHOUT] {
+        for at in ["127.0.0.1:0", "[::1]:0"] {
+            for seed in 0..30 {
+                let mut host = sockets(features);
+                let (mut stream, mut far) = pair(&mut host, at);
+                far.write_all(b"before the mark").unwrap();
+                send(far.as_raw_fd(), b"and up to it!", MsgFlags::MSG_OOB).unwrap();
+                far.write_all(b"and behind").unwrap();
+                far.shutdown(std::net::Shutdown::Write).unwrap();
+                let all = Interest { readable: true, read_closed: true, ..Interest::default() };
+                host.watch(&mut stream, Token::Tcp(FLOW), all);
+                while !event(&host).1.read_closed {}
+                host.watch(&mut stream, Token::Tcp(FLOW), Interest { edge: true, ..all });
+                let ready = event(&host).1;
+                assert!(ready.urgent && ready.readable && ready.read_closed);
+                let got = read_by_peeks(&mut host, &mut stream, seed);
+                assert_eq!(got, b"before the markand up to it!and behind");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_peek_takes_as_many_pieces_as_it_promises() {
+    for features in [Features::probe(), WITHOUT] {
+        let mut host = sockets(features);
+        host.scratch = Scratch::of_pieces(1);
+        let (mut stream, mut far) = pair(&mut host, "127.0.0.1:0");
+        deliver(&mut host, &mut stream, &mut far, &[7; 2000]);
+        for skip in [0, 1, 16] {
+            let mut bytes = [0; 2000];
+            let room: Vec<_> = bytes.chunks_mut(1).map(SpanMut::from_slice).collect();
+            assert!(host.peek(&mut stream, skip, &room).unwrap() >= MAX_ROOM);
+            assert_eq!(host.peek(&mut stream, skip, &room[..MAX_ROOM]).unwrap(), MAX_ROOM);
+        }
+    }
 }
 
 #[test]

@@ -3,8 +3,14 @@
 use super::*;
 use Side::{Inside, Outside};
 
-const READABLE: Readiness =
-    Readiness { readable: true, writable: false, read_closed: false, hung_up: false, error: false };
+const READABLE: Readiness = Readiness {
+    readable: true,
+    writable: false,
+    read_closed: false,
+    hung_up: false,
+    error: false,
+    urgent: false,
+};
 const WRITABLE: Readiness = Readiness { readable: false, writable: true, ..READABLE };
 const ERROR: Readiness = Readiness { readable: false, error: true, hung_up: true, ..READABLE };
 
