@@ -1389,6 +1389,34 @@ fn a_flow_that_ends_while_it_waits_leaves_no_trace() {
 }
 
 #[test]
+fn what_happens_to_one_flow_costs_thousands_of_idle_ones_no_call() {
+    let mut rig = Rig::with(Settings { max_flows: 4000, ..settings() });
+    let mut ends: Vec<End> = (1..=3000).map(|port| open(&mut rig, port % 2 == 0, port)).collect();
+    let question = |port| udp((GUEST_V4, port), (PEER_V4, 53), b"question");
+    (1..=3000).for_each(|port| drop(rig.send(question(port))));
+    let calls =
+        |rig: &mut Rig| std::mem::take(&mut rig.engine.host_mut().state().borrow_mut().calls);
+    let (tcp, datagrams) = calls(&mut rig);
+    assert!(tcp.len() >= 3000 && datagrams.len() >= 3000);
+    // A wake-up with all that it can bring, for two of the flows.
+    let frames = [ends[1234].next(0, b"data"), question(777)];
+    rig.offer(&frames);
+    rig.peer_sends(1234, b"answer");
+    rig.remote_sends(776, &[b"answer"]);
+    rig.room();
+    rig.run_ready();
+    rig.after(Duration::from_millis(1));
+    let (mut tcp, mut datagrams) = calls(&mut rig);
+    tcp.dedup();
+    datagrams.dedup();
+    assert_eq!((tcp, datagrams), (vec![1234], vec![776]));
+    // With nothing to do there is nothing that is looked at.
+    rig.after(Duration::from_millis(1));
+    rig.turn();
+    assert_eq!(calls(&mut rig), (Vec::new(), Vec::new()));
+}
+
+#[test]
 fn an_idle_guest_is_asked_and_a_probing_one_switches_keepalive_on() {
     let mut rig = Rig::new();
     let mut end = open(&mut rig, false, 1);

@@ -29,6 +29,8 @@ pub struct State {
     pub fed: usize,
     /// UDP and ping sockets, in the order of their making.
     pub datagrams: Vec<Datagrams>,
+    /// Which sockets calls were made for, TCP ones and others, in order.
+    pub calls: (Vec<usize>, Vec<usize>),
     /// What the next opens of such sockets fail with.
     pub open_errors: VecDeque<i32>,
     /// What the next watches of TCP sockets fail with.
@@ -174,7 +176,9 @@ impl std::fmt::Debug for ScriptStream {
 
 impl ScriptStream {
     fn with<R>(&self, f: impl FnOnce(&mut Sock) -> R) -> R {
-        f(&mut self.state.borrow_mut().socks[self.index])
+        let mut state = self.state.borrow_mut();
+        state.calls.0.push(self.index);
+        f(&mut state.socks[self.index])
     }
 }
 
@@ -247,7 +251,9 @@ impl std::fmt::Debug for ScriptDatagram {
 
 impl ScriptDatagram {
     fn with<R>(&self, f: impl FnOnce(&mut Datagrams) -> R) -> R {
-        f(&mut self.state.borrow_mut().datagrams[self.index])
+        let mut state = self.state.borrow_mut();
+        state.calls.1.push(self.index);
+        f(&mut state.datagrams[self.index])
     }
 }
 
