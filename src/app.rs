@@ -37,6 +37,7 @@ use crate::sys::socket::{self, Family, Kind};
 use crate::time::Duration;
 use crate::token::{Interest, Token};
 use crate::translate::datagram::Timeouts;
+use crate::translate::tcp::Patience;
 use ::log::{error, info, warn};
 use error::Error;
 use std::ffi::{CString, OsStr, OsString};
@@ -183,6 +184,16 @@ fn timeouts() -> Timeouts {
     Timeouts::new(read("udp_timeout").as_deref(), read("udp_timeout_stream").as_deref())
 }
 
+/// How long this host's kernel would try a guest.
+fn patience() -> Patience {
+    let read = |name| read_file(&format!("/proc/sys/net/ipv4/tcp_{name}"));
+    Patience::new(
+        read("syn_retries").as_deref(),
+        read("syn_linear_timeouts").as_deref(),
+        read("rto_max_ms").as_deref(),
+    )
+}
+
 /// The beginning of a file; `None` when there is none to be read.
 fn read_file(path: &str) -> Option<String> {
     let mut bytes = Vec::new();
@@ -270,6 +281,7 @@ fn engine_settings(network: &Network, rules: Rules, hash_key: [u8; 16]) -> engin
         guest_mac: None,
         max_flows: MAX_FLOWS,
         timeouts: timeouts(),
+        patience: patience(),
         splicing: Splicing::default(),
         hash_key,
     }

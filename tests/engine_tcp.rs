@@ -12,6 +12,7 @@ use passt::host::Connect;
 use passt::link::{MAX_FRAME, Offload, PartialChecksum, Segmentation, SegmentationKind};
 use passt::time::Duration;
 use passt::token::{Readiness, Token};
+use passt::translate::tcp::Patience;
 use std::net::IpAddr;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -357,6 +358,42 @@ fn a_guest_that_does_not_answer_is_given_up_and_its_peer_reset() {
     }
     assert_eq!((resets, rig.engine.tcp_flows()), (1, 0));
     assert!(rig.sock(0).reset);
+}
+
+#[test]
+fn a_guest_is_tried_as_long_as_the_host_would_try_it() {
+    let patience = Patience::new(Some("1"), Some("0"), Some("2000"));
+    let mut rig = Rig::with(Settings { patience, ..settings() });
+    let seconds = |rig: &mut Rig| -> Vec<(u64, bool)> {
+        let after = |n| rig.after(SECOND).into_iter().map(move |frame| (n, frame));
+        let frames = (1..=20).flat_map(after).filter(|(_, frame)| frame[12..14] == [8, 0]);
+        frames.map(|(n, frame)| (n, read_tcp(&frame).has(RST))).collect()
+    };
+    knock(&mut rig, peer(7, 1), 0);
+    assert_eq!(seconds(&mut rig), [(1, false), (3, true)]);
+    open(&mut rig, false, 1);
+    rig.peer_sends(1, b"data");
+    let sent = [1, 3, 5, 7, 9, 11, 13].map(|n| (n, false));
+    assert_eq!(seconds(&mut rig), [&sent[..], &[(15, true)]].concat());
+}
+
+#[test]
+fn no_frame_is_longer_than_an_assigned_mtu_whatever_the_guest_announces() {
+    for (v6, headers) in [(false, 40), (true, 60)] {
+        let mut view = view();
+        view.mtu = Some(300);
+        let mut rig = Rig::with(Settings { view, ..settings() });
+        let mut end = ends(v6, 1);
+        let syn = end.syn();
+        let answer = only_tcp(&rig.send(syn));
+        assert_eq!(answer.options[2..4], (300u16 - headers).to_be_bytes());
+        end.take(&answer);
+        let ack = end.ack();
+        rig.send(ack);
+        let frames = rig.peer_sends(0, &pattern(1000));
+        assert_eq!(frames.iter().map(Vec::len).max(), Some(14 + 300));
+        assert_eq!(collect(&mut end, &frames), pattern(1000));
+    }
 }
 
 // ---- From the guest to the socket.

@@ -37,6 +37,7 @@ use crate::service::Neighbours;
 use crate::time::{Duration, Instant};
 use crate::token::{Readiness, Token};
 use crate::translate::datagram::Timeouts;
+use crate::translate::tcp::Patience;
 use crate::wire::MacAddr;
 use counters::{DropReason, Drops};
 use headers::Addresses;
@@ -73,6 +74,8 @@ pub struct Settings {
     pub max_flows: usize,
     /// When flows of datagrams end.
     pub timeouts: Timeouts,
+    /// How long a guest is tried that does not answer.
+    pub patience: Patience,
     /// Key of the flow hash: 128 bits that nobody outside knows.
     pub hash_key: [u8; 16],
 }

@@ -12,6 +12,7 @@ use passt::link::{Link, Offload, Sink};
 use passt::time::{Duration, Instant};
 use passt::token::{Readiness, Token};
 use passt::translate::datagram::Timeouts;
+use passt::translate::tcp::Patience;
 use passt::wire::MacAddr;
 use std::cell::RefMut;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -88,6 +89,7 @@ pub fn settings() -> Settings {
         protocols: Protocols { tcp: true, udp: true, icmp: true },
         max_flows: 1000,
         timeouts: Timeouts::default(),
+        patience: Patience::DEFAULT,
         guest_mac: None,
         splicing: Splicing::default(),
         hash_key: *b"sixteen bytes ok",

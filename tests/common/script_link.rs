@@ -190,7 +190,7 @@ impl Sink for ScriptSink {
         let open = self.slot(slot);
         // In two pieces, as guests' buffers come.
         let room = open.buffer.take(open.len).skip(skip);
-        let piece = self.piece.unwrap_or(room.len().div_ceil(2)).max(1);
+        let piece = self.piece.unwrap_or_else(|| room.len().div_ceil(2)).max(1);
         out.extend((0..room.len()).step_by(piece).map(|at| room.skip(at).take(piece)));
     }
 

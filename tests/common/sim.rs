@@ -13,6 +13,7 @@ use passt::flow::{Endpoint, Protocol};
 use passt::link::{Link, Sink};
 use passt::time::{Duration, Instant};
 use passt::translate::datagram::Timeouts;
+use passt::translate::tcp::Patience;
 use passt::wire::MacAddr;
 use std::cell::RefCell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -220,6 +221,7 @@ impl World {
             protocols: Protocols { tcp: true, udp: false, icmp: false },
             max_flows: 1000,
             timeouts: Timeouts::default(),
+            patience: Patience::DEFAULT,
             guest_mac: None,
             splicing: Splicing::default(),
             hash_key: seed.to_le_bytes().repeat(2).try_into().expect("16 bytes"),

@@ -9,7 +9,6 @@ use crate::flow::forward::{self, Arrival, Destination};
 use crate::flow::{Endpoint, FlowId, FlowKey, Protocol, Side};
 use crate::host::{Accepted, Connect, Host};
 use crate::link::Sink;
-use crate::time::Duration;
 use crate::token::{Interest, Token};
 use crate::translate::tcp::{Conn, Limits, Segment};
 use crate::wire::seq::Mss;
@@ -21,10 +20,6 @@ const ACCEPTS: usize = 64;
 /// What a socket that is connecting is watched for.
 const CONNECTING: Interest =
     Interest { readable: false, writable: true, read_closed: true, edge: true };
-
-/// How long the kernel repeats SYNs towards peers, and so we towards the guest, at most
-/// (`net.ipv4.tcp_rto_max_ms`).
-const MAX_RTO: Duration = Duration::from_secs(120);
 
 impl<S: std::fmt::Debug> Tcp<S> {
     /// The guest's SYN opens `key`.
@@ -131,14 +126,14 @@ impl<S: std::fmt::Debug> Tcp<S> {
     fn limits<H, K>(&self, ctx: &Ctx<'_, H, K>, key: &FlowKey) -> Limits {
         let mtu = ctx.shared.settings.view.mtu.unwrap_or(1500);
         let (headers, max) = if key.guest.is_ipv4() { (40, 65_492) } else { (60, 65_472) };
-        let mss = mtu.saturating_sub(headers).max(Mss::DEFAULT.0);
+        let mss = mtu.saturating_sub(headers).max(1);
         // What an assigned MTU allows is all that a guest can take, whatever it announces.
         let max_send = if ctx.shared.settings.view.mtu.is_some() { mss } else { max };
         Limits {
             mss: Mss(mss),
             max_send_mss: Mss(max_send),
             staging: Share { budget: &self.budget, flows: self.table.len() + 1 }.room(0),
-            max_rto: MAX_RTO,
+            patience: ctx.shared.settings.patience,
             ..Limits::DEFAULT
         }
     }

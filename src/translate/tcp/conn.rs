@@ -171,9 +171,10 @@ impl Conn {
             limits: Kept {
                 mss: limits.mss,
                 max_send_mss: limits.max_send_mss,
-                syn_retries: limits.syn_retries,
-                syn_linear_timeouts: limits.syn_linear_timeouts,
-                max_rto_millis: u32::try_from(limits.max_rto.as_millis()).unwrap_or(u32::MAX),
+                syn_retries: limits.patience.syn_retries,
+                syn_linear_timeouts: limits.patience.syn_linear_timeouts,
+                max_rto_millis: u32::try_from(limits.patience.max_rto.as_millis())
+                    .unwrap_or(u32::MAX),
             },
         }
     }

@@ -40,4 +40,6 @@ mod window;
 mod tests;
 
 pub use conn::Conn;
-pub use verdict::{Flags, Held, Limits, Outgoing, PeekPlan, Room, Segment, Sending, Verdict};
+pub use verdict::{
+    Flags, Held, Limits, Outgoing, Patience, PeekPlan, Room, Segment, Sending, Verdict,
+};

@@ -68,13 +68,52 @@ pub struct Limits {
     /// Bytes that the staging of one flow takes. Without [`Room`] from the socket this alone is the
     /// window, so that no system call is needed to know it.
     pub staging: u32,
-    /// SYNs (or SYN-ACKs) repeated before we give up (`tcp_syn_retries`, at most 7).
+    /// How long we try.
+    pub patience: Patience,
+}
+
+/// How long a guest that does not answer is tried: as this host's kernel would try it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// SYNs (or SYN-ACKs) repeated before we give up, at most 7.
     pub syn_retries: u8,
     /// So many of these are sent a second apart before the distance doubles
     /// (`tcp_syn_linear_timeouts`).
     pub syn_linear_timeouts: u8,
     /// The longest retransmission timeout (`tcp_rto_max_ms`).
     pub max_rto: Duration,
+}
+
+impl Patience {
+    /// What holds where nothing is configured, as for Linux.
+    pub const DEFAULT: Self =
+        Self { syn_retries: 7, syn_linear_timeouts: 4, max_rto: Duration::from_secs(120) };
+
+    /// SYNs repeated at most.
+    const MOST: u8 = 7;
+
+    /// From the text of the sysctls `tcp_syn_retries` (to which the linear ones come on top),
+    /// `tcp_syn_linear_timeouts` and `tcp_rto_max_ms`. Linux's defaults, where there is no number.
+    pub fn new(retries: Option<&str>, linear: Option<&str>, rto_max: Option<&str>) -> Self {
+        let or = |text: Option<&str>, default: u32| {
+            text.and_then(|text| text.trim().parse().ok()).unwrap_or(default)
+        };
+        let (retries, linear) = (or(retries, 6), or(linear, 4).min(Self::MOST.into()));
+        let all = retries.saturating_add(linear);
+        let small = |n: u32| u8::try_from(n).map_or(Self::MOST, |n| n.min(Self::MOST));
+        Self {
+            syn_retries: small(all),
+            syn_linear_timeouts: small(linear),
+            // As far as the kernel lets it be set.
+            max_rto: Duration::from_millis(or(rto_max, 120_000).clamp(1000, 120_000).into()),
+        }
+    }
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
 }
 
 impl Limits {
@@ -90,9 +129,7 @@ impl Limits {
         max_send_mss: Mss(65_492),
         max_window: 16 << 20,
         staging: 1 << 20,
-        syn_retries: 7,
-        syn_linear_timeouts: 4,
-        max_rto: Duration::from_secs(120),
+        patience: Patience::DEFAULT,
     };
 }
 
@@ -171,4 +208,24 @@ pub struct PeekPlan {
     pub seq: SeqNum,
     /// Why.
     pub sending: Sending,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_is_read_from_sysctls_and_bounded() {
+        assert_eq!(Patience::new(None, None, None), Patience::DEFAULT);
+        assert_eq!(Patience::new(Some("6\n"), Some("x"), Some("")), Patience::DEFAULT);
+        let of = |retries, linear, max_rto| {
+            let Patience { syn_retries, syn_linear_timeouts, max_rto } =
+                Patience::new(Some(retries), Some(linear), Some(max_rto));
+            (syn_retries, syn_linear_timeouts, max_rto.as_millis())
+        };
+        assert_eq!(of("2\n", "1\n", "5000\n"), (3, 1, 5000));
+        assert_eq!(of("127", "127", "999999999"), (7, 7, 120_000));
+        assert_eq!(of("1", "0", "0"), (1, 0, 1000));
+        assert_eq!(of("4294967295", "4294967295", "-1"), (7, 7, 120_000));
+    }
 }

@@ -11,6 +11,7 @@ use crate::span::{Span, SpanMut, gather, total};
 use crate::time::Instant;
 use crate::token::{Interest, Readiness, Token};
 use crate::translate::datagram::Timeouts;
+use crate::translate::tcp::Patience;
 use crate::wire::{MacAddr, checksum, ethernet, ipv4, ipv6, udp};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -437,6 +438,7 @@ impl Net {
             protocols: Protocols { tcp: true, udp: true, icmp: true },
             max_flows: 4,
             timeouts: Timeouts::default(),
+            patience: Patience::DEFAULT,
             guest_mac: None,
             splicing: Splicing::default(),
             hash_key: [7; 16],

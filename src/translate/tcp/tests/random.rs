@@ -92,7 +92,7 @@ fn assert_goes_on(s: &Script) {
     }
     let waits_for_room = s.ring == 0 && (s.conn.peek_plan().is_some() || s.conn.segment_due());
     let rings_at = s.conn.timer.rings_at();
-    let soon = rings_at.is_some_and(|at| at <= s.now + Limits::DEFAULT.max_rto);
+    let soon = rings_at.is_some_and(|at| at <= s.now + Patience::DEFAULT.max_rto);
     assert!(waits_for_room || soon, "nothing will happen: {:?}, now {:?}", s.conn, s.now);
 }
 
