@@ -15,13 +15,13 @@ use crate::config::options::{self, Mode, Request, Typed};
 use crate::config::resolv::Resolv;
 use crate::config::{self, Config, Network, Process, ports};
 use crate::control::{self, Policy};
-use crate::daemon::{self, Launch, Signals};
+use crate::daemon::{self, Launch, Leftover, Signals};
 use crate::engine::{self, Engine};
 use crate::flow::forward::Splicing;
 use crate::flow::rules::Rules;
 use crate::host::netlink;
 use crate::host::sockets::{Setup, Sockets};
-use crate::link::capture::Capture;
+use crate::link::capture::{self, Capture};
 use crate::link::{Control, Link, Parts};
 use crate::pasta::command::{Held, Inherited};
 use crate::pasta::watch::{End, Watch};
@@ -201,29 +201,64 @@ fn read_file(path: &str) -> Option<String> {
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The control socket, if one is asked for.
+/// The control socket, if one is asked for, and its name.
 fn open_control(
     own: &Process,
     policy: Policy,
     epoll: &Rc<Epoll>,
-) -> Result<Option<(Bound, control::Server)>, Error> {
+) -> Result<Option<(Leftover, control::Server)>, Error> {
     let Some(path) = &own.conf_path else { return Ok(None) };
     let (bound, listener) = Bound::at(path)?;
     let server = control::Server::new(listener, Rc::clone(epoll), policy)
         .map_err(|e| Error::System("watch the control socket", e))?;
     info!("Control socket bound at {}", path.display());
-    Ok(Some((bound, server)))
+    Ok(Some((bound.into_leftover(), server)))
 }
 
-/// A capture that cannot be made costs a warning only: the guest is served all the same.
-fn open_capture(path: &Path) -> Option<File> {
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-    options
-        .open(path)
-        .inspect_err(|e| warn!("Couldn't open capture {}: {}", path.display(), error_text(e)))
-        .ok()
+/// The file of a capture. One that cannot be made costs a warning only: the guest is served all the
+/// same.
+struct NewCapture<'a> {
+    file: File,
+    path: &'a Path,
+    /// It was there before, and what is in it is lost to nobody before a start succeeds.
+    old: bool,
+}
+
+impl<'a> NewCapture<'a> {
+    /// Opens the file as who starts us. A new one is begun at once: whether the disk is full shows
+    /// while the file can be removed.
+    fn open(path: &'a Path) -> Option<(Self, Leftover)> {
+        let mut options = OpenOptions::new();
+        options.write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+        let (file, old) = match options.clone().create_new(true).open(path) {
+            // A link "exists", too, and is refused with ELOOP.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => (options.open(path), true),
+            made => (made, false),
+        };
+        let warn =
+            |e: &io::Error| warn!("Couldn't open capture {}: {}", path.display(), error_text(e));
+        let file = file.inspect_err(warn).ok()?;
+        let name = if old { Leftover::default() } else { Leftover::new(path) };
+        let capture = Self { file, path, old };
+        match old {
+            true => Some((capture, name)),
+            false => capture.write().map(|capture| (capture, name)),
+        }
+    }
+
+    /// Empties a file that was there before. To be called when hardly anything is left that can
+    /// fail.
+    fn begin(self) -> Option<File> {
+        let capture = if self.old { self.write()? } else { self };
+        Some(capture.file)
+    }
+
+    fn write(self) -> Option<Self> {
+        let written = capture::begin(&self.file);
+        let path = self.path.display();
+        written.inspect_err(|e| warn!("Couldn't write capture {path}: {}", error_text(e))).ok()?;
+        Some(self)
+    }
 }
 
 fn open_sockets(epoll: &Rc<Epoll>, network: &Network, rules: &Rules) -> Result<Sockets, Error> {
@@ -291,8 +326,8 @@ fn engine_settings(network: &Network, rules: Rules, hash_key: [u8; 16]) -> engin
 struct Service {
     jailed: Jailed,
     launch: Launch,
-    /// Where the guest is met, and where `pesto` is.
-    own_sockets: (Option<Bound>, Option<(Bound, control::Server)>),
+    /// Where `pesto` is met.
+    control: Option<control::Server>,
     signals: Signals,
     epoll: Rc<Epoll>,
     role: Role,
@@ -316,8 +351,7 @@ impl Service {
         clock: Clock,
     ) -> Result<u8, Error> {
         let link = match capture {
-            Some(file) => Capture::new(link, file, Box::new(runtime::time_of_day))
-                .map_err(|e| Error::System("write the capture", e))?,
+            Some(file) => Capture::new(link, file, Box::new(runtime::time_of_day)),
             None if ::log::log_enabled!(::log::Level::Trace) => Capture::into_log(link),
             None => return self.run(link, engine, clock),
         };
@@ -328,7 +362,7 @@ impl Service {
     /// status.
     fn run<L: Link>(self, link: L, engine: Engine<Sockets>, clock: Clock) -> Result<u8, Error> {
         // The starter exits in here.
-        let ready = self.launch.go()?;
+        let ready = self.launch.go(&self.signals)?;
         // A signalfd wakes the process that added it to the epoll, so not before the fork.
         let interest = Interest { readable: true, ..Interest::default() };
         if let Err(e) = self.epoll.add(self.signals.as_fd(), Token::Signal, interest) {
@@ -341,9 +375,7 @@ impl Service {
         if let Err(e) = self.watches.into_iter().try_for_each(|watch| worker.until(watch)) {
             ready.fail(&Error::System("watch for the end", e));
         }
-        let (bound, control) = self.own_sockets;
-        let (bound_control, control) = control.unzip();
-        if let Some(control) = control {
+        if let Some(control) = self.control {
             worker.serve_control(control);
         }
         if let Some(watch) = self.host_watch {
@@ -352,7 +384,6 @@ impl Service {
         if let Err(e) = self.jailed.lock(self.role) {
             ready.fail(&e);
         }
-        bound.into_iter().chain(bound_control).for_each(Bound::keep);
         ready.report();
         if let Some(held) = self.held {
             crate::log::share_stderr();

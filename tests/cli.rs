@@ -522,7 +522,9 @@ fn without_a_path_the_first_free_usual_one_is_taken() {
     let second = Foreground::start("");
     for passt in [&first, &second] {
         assert!(passt.path.starts_with("/tmp/passt_") && passt.path.ends_with(".socket"));
-        UnixStream::connect(&passt.path).expect("it listens");
+        // Who answers is ready, and leaves its socket behind.
+        let client = UnixStream::connect(&passt.path).expect("it listens");
+        vhost_user_asks(&client, GET_FEATURES);
     }
     assert_ne!(first.path, second.path);
     let paths = [first.path.clone(), second.path.clone()];
@@ -548,6 +550,9 @@ fn an_open_descriptor_is_served_until_its_other_end_closes() {
     assert_eq!(passt.wait().expect("is ours").code(), Some(0));
 }
 
+/// A request that every vhost-user back-end answers.
+const GET_FEATURES: u32 = 1;
+
 /// What the vhost-user back-end at the other end of `stream` answers to a request for a number.
 fn vhost_user_asks(mut stream: &UnixStream, request: u32) -> u64 {
     let [version, no_body] = [1_u32, 0];
@@ -559,7 +564,6 @@ fn vhost_user_asks(mut stream: &UnixStream, request: u32) -> u64 {
 
 #[test]
 fn who_hands_over_a_socket_is_offered_no_channel_and_no_configuration() {
-    const GET_FEATURES: u32 = 1;
     const GET_PROTOCOL_FEATURES: u32 = 15;
     const BACKEND_REQ_AND_CONFIG: u64 = 1 << 5 | 1 << 9;
     let folder = Folder::new();
@@ -719,12 +723,22 @@ fn where_the_root_cannot_be_changed_chroot_does_if_allowed_to() {
     let folder = Folder::new();
     let line = format!("-s {} -D none", folder.path("s"));
     let said = without_pivot_root(|| fails(PASST, &format!("--vhost-user -q {line}")));
-    assert!(said.starts_with("Couldn't change the root: Invalid argument"), "{said}");
+    assert!(said.ends_with("Couldn't change the root: Invalid argument\n"), "{said}");
+    assert!(folder.names().is_empty(), "{:?}", folder.names());
+    // Whoever stays the same user cannot remove anything later, either.
+    let theirs = folder.path("theirs");
+    fs::create_dir(&theirs).expect("is ours");
+    fs::set_permissions(&theirs, fs::Permissions::from_mode(0o777)).expect("is ours");
+    for options in ["-f", ""] {
+        let files = format!("-s {theirs}/s -c {theirs}/c -P {theirs}/pid -p {theirs}/pcap");
+        let line = format!("--reuid=1000 --regid=1000 --clear-groups {PASST} -q -D none {files}");
+        let said = without_pivot_root(|| fails("setpriv", &format!("{line} {options}")));
+        assert!(said.starts_with("Couldn't change the root: Invalid argument"), "{said}");
+        assert_eq!(fs::read_dir(&theirs).expect("is there").count(), 0, "{options}");
+    }
     let passt = without_pivot_root(|| Foreground::start(&format!("--chroot-fallback {line}")));
-    // Who answers has taken its last step. VHOST_USER_GET_FEATURES: number, version, no payload.
-    let mut client = UnixStream::connect(&passt.path).expect("it listens");
-    client.write_all(&[1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]).expect("it listens");
-    client.read_exact(&mut [0; 20]).expect("it answers");
+    // Who answers has taken its last step.
+    vhost_user_asks(&UnixStream::connect(&passt.path).expect("it listens"), GET_FEATURES);
     let root = format!("/proc/{}/root", passt.child.id());
     let names = fs::read_dir(&root).expect("we are root, which reads everyone's");
     assert_eq!(names.count(), 0);
@@ -746,6 +760,54 @@ fn a_capture_is_a_pcap_and_one_that_cannot_be_made_costs_a_warning() {
     let (status, said) = passt.end();
     assert_eq!(status.code(), Some(0));
     assert!(said.contains("Couldn't open capture /nonexistent/pcap: No such file"), "{said}");
+}
+
+#[test]
+fn a_capture_on_a_full_disk_costs_a_warning_and_no_file() {
+    set_child_subreaper(true).expect("daemons become ours");
+    let folder = Folder::new();
+    let script_text = format!(
+        "mount -t tmpfs -o size=16k none /mnt && cd /mnt && {{ cat /dev/zero >fill; }} 2>&-; \
+         $P -q -D none -s {s} -P {pid} -p FILE 2>&1; echo $? && ls && kill $(cat {pid})",
+        s = folder.path("s"),
+        pid = folder.path("pid")
+    );
+    for file in ["/mnt/pcap", "/dev/full"] {
+        let said = script(&["--mount"], &script_text.replace("FILE", file));
+        let message = format!("Couldn't write capture {file}: No space left on device\n0\nfill\n");
+        assert!(said.ends_with(&message), "{said}");
+    }
+}
+
+#[test]
+fn a_start_that_fails_leaves_captures_as_they_were() {
+    let folder = Folder::new();
+    let taken = TcpListener::bind(("0.0.0.0", 0)).expect("ports are free");
+    let port = taken.local_addr().expect("is bound").port();
+    let line = format!("-s {} -p {} -t {port}", folder.path("s"), folder.path("pcap"));
+    fails(PASST, &format!("--vhost-user -q -D none {line}"));
+    assert!(folder.names().is_empty(), "{:?}", folder.names());
+    fs::write(folder.path("pcap"), "precious").expect("is ours");
+    fails(PASST, &format!("--vhost-user -q -D none {line}"));
+    assert_eq!(folder.names(), ["pcap"]);
+    assert_eq!(fs::read_to_string(folder.path("pcap")).expect("is there"), "precious");
+    drop(taken);
+    let passt = Foreground::start(&line);
+    passt.signal(Signal::SIGTERM);
+    assert_eq!(passt.end().0.code(), Some(0));
+    assert_eq!(fs::read(folder.path("pcap")).expect("is there").len(), 24);
+}
+
+#[test]
+fn who_starts_it_may_ignore_the_end_of_children() {
+    let folder = Folder::new();
+    let start = format!(
+        "trap '' CHLD; $P -q -D none -s {} -P {pid}; echo $? && kill $(cat {pid})",
+        folder.path("s"),
+        pid = folder.path("pid")
+    );
+    let said = script(&[], &start);
+    assert_eq!(said, "0\n");
 }
 
 // --- What is promised of passt, and not said above ---------------------------------------------

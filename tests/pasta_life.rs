@@ -788,6 +788,22 @@ fn five_hundred_starts_and_stops_leave_nothing() {
 }
 
 #[test]
+fn a_start_that_fails_as_somebody_else_leaves_nothing() {
+    let place = Place::new();
+    // Only root removes anything here.
+    let folder = place.dir.join("roots");
+    fs::create_dir(&folder).expect("is ours");
+    let path = |name: &str| folder.join(name).to_str().expect("is text").to_owned();
+    let (pid, control, capture) = (path("pid"), path("control"), path("pcap"));
+    let files = ["-q", "--runas", "1000", "--pid", &pid, "-c", &control, "-p", &capture];
+    for rest in [&["--netns", "nonexistent"][..], &["-f", "--netns", "nonexistent"]] {
+        let line = place.fails(Who::Root, &with(&[&files, rest].concat()));
+        assert!(line.starts_with("Couldn't open network namespace "), "{line}");
+        assert_eq!(fs::read_dir(&folder).expect("is there").count(), 0, "{rest:?}");
+    }
+}
+
+#[test]
 fn who_starts_us_may_ignore_the_end_of_children() {
     let place = Place::new();
     for who in EVERYBODY {

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
-use passt::daemon::{Launch, PidFile, Ready, Signals, take_over};
+use passt::daemon::{Launch, Leftover, PidFile, Ready, Received, Signals, take_over};
 use passt::sandbox::{Identity, Jail, Locked, Role, Started, WithoutUserNamespace};
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
@@ -87,7 +87,7 @@ fn enter(setup: &Setup) -> (Signals, Ready, Locked) {
     let run_as = setup.run_as.as_deref().map(|text| or_exit(text.parse()));
     let identity = or_exit(Identity::choose(run_as.as_ref()));
     let pid_file = setup.pid_file.as_deref().map(|path| or_exit(PidFile::open(path)));
-    let launch = or_exit(Launch::prepare(setup.background, pid_file));
+    let launch = or_exit(Launch::prepare(setup.background, pid_file, Vec::new()));
     let identified = or_exit(started.identify(identity));
     let jail = Jail {
         pid_namespace: setup.background,
@@ -98,11 +98,24 @@ fn enter(setup: &Setup) -> (Signals, Ready, Locked) {
         },
     };
     let jailed = or_exit(identified.jail(&jail));
-    let ready = or_exit(launch.go());
+    let ready = or_exit(launch.go(&signals));
     match jailed.lock(setup.role.unwrap_or(Role::VhostUser)) {
         Ok(locked) => (signals, ready, locked),
         Err(e) => ready.fail(&e),
     }
+}
+
+/// Goes through the launch alone, with the PID file and another name to be left behind.
+fn launch(setup: &Setup) -> Ready {
+    let signals = or_exit(Signals::block());
+    let pid_file = setup.pid_file.as_deref().map(|path| or_exit(PidFile::open(path)));
+    let other = setup.pid_file.as_deref().map(|path| {
+        let other = path.with_extension("other");
+        fs::write(&other, "").expect("is ours");
+        Leftover::new(&other)
+    });
+    let launch = Launch::prepare(setup.background, pid_file, other.into_iter().collect());
+    or_exit(launch.and_then(|launch| launch.go(&signals)))
 }
 
 fn refuse_unshare() {
@@ -118,13 +131,44 @@ fn refuse_unshare() {
 fn helper(part: &str) -> ! {
     let setup = Setup::from_environment();
     if part == "not ready" {
-        let launch = Launch::prepare(true, None).expect("prepares");
-        launch.go().expect("forks").fail(&"the reason");
+        launch(&setup).fail(&"the reason");
     }
     if part == "killed before ready" {
-        let ready = Launch::prepare(true, None).and_then(Launch::go).expect("forks");
+        let ready = launch(&setup);
         kill(Pid::this(), Signal::SIGKILL).expect("kills itself");
         ready.report();
+    }
+    if part == "have a child" {
+        or_exit(take_over(None));
+        let status = Command::new("sh").args(["-c", "exit 7"]).status().expect("is waited for");
+        assert_eq!(status.code(), Some(7));
+        exit(0);
+    }
+    if part == "report" {
+        let ready = launch(&setup);
+        let text = || fs::read_to_string(setup.pid_file.as_deref().expect("is asked for"));
+        assert_eq!(text().expect("is there"), "");
+        ready.report();
+        assert_eq!(text().expect("is there"), format!("{}\n", std::process::id()));
+        exit(0);
+    }
+    if part == "ask a stopped daemon to end" {
+        let ready = launch(&setup);
+        kill(nix::unistd::getppid(), Signal::SIGTERM).expect("it lives");
+        kill(Pid::this(), Signal::SIGSTOP).expect("stops itself");
+        ready.report();
+    }
+    if part == "starter is killed" {
+        let ready = launch(&setup);
+        let starter = passt::sys::process::open_process(nix::unistd::getppid().as_raw());
+        kill(nix::unistd::getppid(), Signal::SIGKILL).expect("it lives");
+        let starter = starter.expect("it is there");
+        let mut fds = [nix::poll::PollFd::new(starter.as_fd(), nix::poll::PollFlags::POLLIN)];
+        nix::poll::poll(&mut fds, nix::poll::PollTimeout::NONE).expect("waits");
+        ready.report();
+        // Not reached: nobody knows of us.
+        fs::write(setup.pid_file.expect("is asked for"), "served").expect("is ours");
+        exit(0);
     }
     let kept = or_exit(take_over(setup.keep_fd));
     let memory = File::from(
@@ -150,7 +194,10 @@ fn helper(part: &str) -> ! {
         "serve" => {
             let mut fds = [nix::poll::PollFd::new(signals.as_fd(), nix::poll::PollFlags::POLLIN)];
             nix::poll::poll(&mut fds, nix::poll::PollTimeout::NONE).expect("waits");
-            assert_eq!(signals.received().expect("reads"), Some(Signal::SIGTERM));
+            assert_eq!(
+                signals.received().expect("reads"),
+                Some(Received { signal: Signal::SIGTERM, by_terminal: false })
+            );
         }
         "work" => work(&memory),
         "abort" => std::process::abort(),
@@ -440,6 +487,30 @@ fn temporary(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("passt-sandbox-{}-{name}", std::process::id()))
 }
 
+/// A folder of the test's own.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        let path = temporary("folder");
+        fs::create_dir(&path).expect("is ours");
+        Self(path)
+    }
+
+    fn names(&self) -> Vec<String> {
+        let names =
+            fs::read_dir(&self.0).expect("is there").map(|n| n.expect("is there").file_name());
+        let names: BTreeSet<_> = names.filter_map(|name| name.into_string().ok()).collect();
+        names.into_iter().collect()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.0).expect("is ours");
+    }
+}
+
 /// The daemon that a helper left in the background; it becomes our child when its parent ends.
 #[track_caller]
 fn daemon_of(command: &mut Command) -> (Pid, Output) {
@@ -539,13 +610,67 @@ fn an_ordinary_users_daemon_is_ready_too() {
 }
 
 fn a_daemon_that_cannot_start_tells_its_starter_why() {
-    let out = output(&mut command("not ready"));
-    assert_eq!(out.status.code(), Some(1));
-    assert_eq!(String::from_utf8_lossy(&out.stderr), "the reason\n");
-    let out = output(&mut command("killed before ready"));
-    assert_eq!(out.status.code(), Some(1));
-    let said = String::from_utf8_lossy(&out.stderr);
-    assert_eq!(said, "The background process ended by SIGKILL before it was ready\n");
+    for (part, message) in [
+        ("not ready", "the reason\n"),
+        ("killed before ready", "The background process ended by SIGKILL before it was ready\n"),
+        (
+            "ask a stopped daemon to end",
+            "Ended by SIGTERM before the background process was ready\n",
+        ),
+    ] {
+        let folder = Folder::new();
+        let out =
+            output(command(part).env("BACKGROUND", "1").env("PID_FILE", folder.0.join("pid")));
+        assert_eq!(out.status.code(), Some(1), "{part}: {out:?}");
+        assert_eq!(String::from_utf8_lossy(&out.stderr), message, "{part}");
+        assert_eq!(folder.names(), [""; 0], "{part}");
+    }
+}
+
+fn in_the_foreground_a_start_that_fails_leaves_nothing_however_it_ends() {
+    for (part, code, signal) in
+        [("not ready", Some(1), None), ("killed before ready", None, Some(libc::SIGKILL))]
+    {
+        let folder = Folder::new();
+        // What is waited for is the end of everybody who has our end of the output.
+        let out = output(command(part).env("PID_FILE", folder.0.join("pid")));
+        assert_eq!((out.status.code(), out.status.signal()), (code, signal), "{part}: {out:?}");
+        assert_eq!(folder.names(), [""; 0], "{part}");
+    }
+}
+
+fn a_file_that_was_there_stays_when_the_start_fails_and_names_no_process() {
+    for background in [true, false] {
+        let folder = Folder::new();
+        let path = folder.0.join("pid");
+        fs::write(&path, "4711\n").expect("is ours");
+        let mut child = command("not ready");
+        if background {
+            child.env("BACKGROUND", "1");
+        }
+        assert_eq!(output(child.env("PID_FILE", &path)).status.code(), Some(1));
+        assert_eq!(fs::read_to_string(&path).expect("is there"), "");
+    }
+}
+
+fn the_pid_file_is_written_when_everything_works() {
+    let folder = Folder::new();
+    let out = output(command("report").env("PID_FILE", folder.0.join("pid")));
+    assert_eq!(out.status.code(), Some(0), "{out:?}");
+    assert_eq!(folder.names(), ["pid", "pid.other"]);
+}
+
+fn a_daemon_whose_starter_was_killed_ends_and_leaves_nothing() {
+    let folder = Folder::new();
+    let mut child = command("starter is killed");
+    let child = child.env("BACKGROUND", "1").env("PID_FILE", folder.0.join("pid"));
+    assert_eq!(output(child).status.signal(), Some(libc::SIGKILL));
+    // The daemon and the janitor have become our children.
+    let ended = std::iter::from_fn(|| waitpid(None, None).ok());
+    let codes: BTreeSet<_> =
+        ended.map(|status| matches!(status, WaitStatus::Exited(_, 1))).collect();
+    assert_eq!(codes, BTreeSet::from([false, true]));
+    assert_eq!(folder.names(), [""; 0]);
 }
 
 fn forbidden_system_calls_kill_the_process() {
@@ -631,6 +756,14 @@ fn where_user_namespaces_are_forbidden_one_can_go_on_with_a_warning() {
     assert_eq!(said, expected);
 }
 
+fn children_are_waited_for_whatever_was_inherited() {
+    let exe = std::env::current_exe().expect("is known");
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg("trap '' CHLD; exec \"$0\"").arg(exe).env_clear().env(PART, "have a child");
+    let out = output(&mut shell);
+    assert_eq!(out.status.code(), Some(0), "{out:?}");
+}
+
 fn inherited_descriptors_are_closed_but_the_kept_one_is_3() {
     let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
     let stray = File::open("/dev/null").expect("opens");
@@ -709,6 +842,11 @@ const TESTS: &[(&str, fn())] = tests![
     in_the_background_status_0_means_ready_and_locked,
     an_ordinary_users_daemon_is_ready_too,
     a_daemon_that_cannot_start_tells_its_starter_why,
+    in_the_foreground_a_start_that_fails_leaves_nothing_however_it_ends,
+    a_file_that_was_there_stays_when_the_start_fails_and_names_no_process,
+    the_pid_file_is_written_when_everything_works,
+    a_daemon_whose_starter_was_killed_ends_and_leaves_nothing,
+    children_are_waited_for_whatever_was_inherited,
     forbidden_system_calls_kill_the_process,
     a_days_work_is_allowed_and_the_log_stays_below_its_limit,
     a_terminal_that_nobody_reads_costs_lines_and_not_time,

@@ -24,8 +24,6 @@ pub(super) enum Error {
     NothingGiven,
     /// Something that works on every system we know of.
     System(&'static str, io::Error),
-    /// The sandbox cannot be entered; said already.
-    Rehearsal,
     /// A port that must be listened on cannot be; said already.
     Listen,
     /// There is no namespace to serve.
@@ -57,7 +55,6 @@ impl fmt::Display for Error {
             Self::Given(number, what) => write!(f, "Invalid --fd: {number} is {what}"),
             Self::NothingGiven => f.write_str("No descriptor given with --fd"),
             Self::System(what, e) => write!(f, "Couldn't {what}: {}", error_text(e)),
-            Self::Rehearsal => f.write_str("Couldn't isolate the process"),
             Self::Namespace(e) => e.fmt(f),
             Self::Interface(e) => e.fmt(f),
             Self::Tap(e) => e.fmt(f),

@@ -3,7 +3,7 @@
 
 use super::unix::Bound;
 use super::{
-    Error, Given, Service, engine_settings, open_capture, open_control, open_sockets, random_key,
+    Error, Given, NewCapture, Service, engine_settings, open_control, open_sockets, random_key,
     watch_host,
 };
 use crate::config::{Machine, Socket};
@@ -19,13 +19,10 @@ use crate::runtime::Clock;
 use crate::runtime::host_watch::Planner;
 use crate::sandbox::{Identity, Jail, Role, RunAs, Started};
 use crate::sys::epoll::Epoll;
-use crate::sys::process::{self, Side};
 use crate::time::Duration;
 use crate::wire::MacAddr;
-use log::{error, info};
+use log::info;
 use nix::sys::socket::{SockType, getsockopt, sockopt};
-use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::Pid;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::rc::Rc;
 
@@ -137,64 +134,31 @@ pub(super) fn serve<C: Control>(
         chroot_fallback: own.chroot_fallback,
         ..Jail::default()
     };
-    let started = rehearse(started, identity, &jail)?;
     let epoll = Rc::new(Epoll::new().map_err(|e| Error::System("make an epoll", e))?);
 
     // Everything that has a name in the file system or a low port, before we lose the right to.
-    let control = open_control(own, Policy::new(network, false), &epoll)?;
+    let (control_name, control) = open_control(own, Policy::new(network, false), &epoll)?.unzip();
     let Met { link, bound, mac } = meet(Rc::clone(&epoll))?;
     let pid_file = own.pid.as_deref().map(PidFile::open).transpose()?;
-    let capture = network.pcap.as_deref().and_then(open_capture);
+    let (capture, capture_name) = network.pcap.as_deref().and_then(NewCapture::open).unzip();
+    let names = [control_name, bound.map(Bound::into_leftover), capture_name];
+    let names = names.into_iter().flatten().collect();
+    let launch = Launch::prepare(!own.foreground, pid_file, names)?;
     let rules = Rules::from(network.forwards.clone());
     let sockets = open_sockets(&epoll, network, &rules)?;
     let host_watch = watch_host(&epoll, network, planner);
     let hash_key = random_key().map_err(|e| Error::System("get random numbers", e))?;
     network.summary().iter().for_each(|line| info!("{line}"));
-    let launch = Launch::prepare(!own.foreground, pid_file)?;
+    let capture = capture.and_then(NewCapture::begin);
 
     let jailed = started.identify(identity)?.jail(&jail)?;
     let stats = own.stats.map(|seconds| Duration::from_secs(seconds.into()));
     let (watches, held) = (Vec::new(), None);
-    let own_sockets = (bound, control);
-    let service = Service {
-        jailed,
-        launch,
-        own_sockets,
-        signals,
-        epoll,
-        role,
-        stats,
-        watches,
-        held,
-        host_watch,
-    };
+    let service =
+        Service { jailed, launch, control, signals, epoll, role, stats, watches, held, host_watch };
     let clock = Clock::start();
     let mut settings = engine_settings(network, rules, hash_key);
     settings.guest_mac = mac;
     let engine = Engine::new(sockets, settings, clock.now());
     service.run_captured(link, capture, engine, clock)
-}
-
-/// Finds out in a child whether the sandbox can be entered, when we become someone else on the way:
-/// then we could not remove what we have made by then. The child says what is wrong.
-fn rehearse(started: Started, identity: Identity, jail: &Jail) -> Result<Started, Error> {
-    if identity == Identity::current() {
-        return Ok(started);
-    }
-    match process::fork().map_err(|e| Error::System("fork", e))? {
-        Side::Child => {
-            let outcome = started.identify(identity).and_then(|identified| identified.jail(jail));
-            process::exit_now(match outcome {
-                Ok(_) => 0,
-                Err(e) => {
-                    error!("{e}");
-                    1
-                }
-            })
-        }
-        Side::Parent(pid) => match waitpid(Pid::from_raw(pid.cast_signed()), None) {
-            Ok(WaitStatus::Exited(_, 0)) => Ok(started),
-            _ => Err(Error::Rehearsal),
-        },
-    }
 }

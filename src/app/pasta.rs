@@ -7,7 +7,7 @@
 
 use super::machine::adopt;
 use super::{
-    Error, Given, Service, engine_settings, listen, open_capture, open_control, open_sockets,
+    Error, Given, NewCapture, Service, engine_settings, listen, open_control, open_sockets,
     random_key, watch_host,
 };
 use crate::config::{self, Pasta, Process};
@@ -61,9 +61,11 @@ fn serve_namespace(
     let epoll = Rc::new(Epoll::new().map_err(|e| Error::System("make an epoll", e))?);
 
     // Everything that has a name in the file system or a low port, before we lose the right to.
-    let control = open_control(own, Policy::new(network, true), &epoll)?;
+    let (control_name, control) = open_control(own, Policy::new(network, true), &epoll)?.unzip();
     let pid_file = own.pid.as_deref().map(PidFile::open).transpose()?;
-    let capture = network.pcap.as_deref().and_then(open_capture);
+    let (capture, capture_name) = network.pcap.as_deref().and_then(NewCapture::open).unzip();
+    let names = [control_name, capture_name].into_iter().flatten().collect();
+    let launch = Launch::prepare(!own.foreground, pid_file, names)?;
     let outside = Rules::from(network.forwards.clone());
     let sockets = open_sockets(&epoll, network, &outside)?;
     let hash_key = random_key().map_err(|e| Error::System("get random numbers", e))?;
@@ -89,7 +91,7 @@ fn serve_namespace(
     listen(&mut sockets, &rules)?;
     sockets.scan_all(&rules);
 
-    let launch = Launch::prepare(!own.foreground, pid_file)?;
+    let capture = capture.and_then(NewCapture::begin);
     let jail = Jail {
         pid_namespace: !own.foreground,
         chroot_fallback: own.chroot_fallback,
@@ -100,21 +102,11 @@ fn serve_namespace(
     drop(namespace);
 
     let stats = own.stats.map(|seconds| Duration::from_secs(seconds.into()));
-    let (own_sockets, role) = ((None, control), Role::Namespace);
+    let role = Role::Namespace;
     let watched = Rc::clone(&epoll);
     let host_watch = config.tap.as_ref().and_then(|_| watch_host(&epoll, network, planner));
-    let service = Service {
-        jailed,
-        launch,
-        own_sockets,
-        signals,
-        epoll,
-        role,
-        stats,
-        watches,
-        held,
-        host_watch,
-    };
+    let service =
+        Service { jailed, launch, control, signals, epoll, role, stats, watches, held, host_watch };
     settings.splicing =
         Splicing { inwards: config.splice, lo_to_lo: config.lo_to_lo, only: config.tap.is_none() };
     let clock = Clock::start();

@@ -1,5 +1,6 @@
 //! The Unix socket that a virtual machine connects to.
 
+use crate::daemon::Leftover;
 use crate::sys::error_text;
 use nix::errno::Errno;
 use std::fmt;
@@ -45,10 +46,11 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// A listening socket with its path, which is removed again unless start-up succeeds.
+/// Where we listen. The socket is removed again unless start-up succeeds.
 #[derive(Debug)]
 pub(super) struct Bound {
-    path: Option<PathBuf>,
+    path: PathBuf,
+    leftover: Leftover,
 }
 
 impl Bound {
@@ -65,36 +67,34 @@ impl Bound {
             bound => bound,
         };
         let listener = listener.map_err(|e| Error::Bind(path.to_owned(), e))?;
-        Ok((Self { path: Some(path.to_owned()) }, listener))
+        Ok((Self { path: path.to_owned(), leftover: Leftover::new(path) }, listener))
     }
 
     /// Listens on the first of the usual paths that can be had.
     ///
     /// # Errors
-    /// None can be had.
+    /// None can be had: the reason, where it is another than that all are taken.
     pub(super) fn anywhere() -> Result<(Self, UnixListener), Error> {
-        (1..=ANYWHERE)
-            .find_map(|n| Self::at(Path::new(&format!("/tmp/passt_{n}.socket"))).ok())
-            .ok_or(Error::NoneFree)
+        let mut last = Error::NoneFree;
+        for n in 1..=ANYWHERE {
+            match Self::at(Path::new(&format!("/tmp/passt_{n}.socket"))) {
+                Ok(bound) => return Ok(bound),
+                // Taken by somebody, whoever may be told so.
+                Err(Error::InUse(_) | Error::NoSocket(_)) => {}
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
     }
 
     /// Where it is.
     pub(super) fn path(&self) -> &Path {
-        self.path.as_deref().unwrap_or_else(|| Path::new(""))
+        &self.path
     }
 
-    /// The socket stays when this goes.
-    pub(super) fn keep(mut self) {
-        self.path = None;
-    }
-}
-
-impl Drop for Bound {
-    fn drop(&mut self) {
-        if let Some(path) = &self.path {
-            // Someone else may have removed it; there is nobody to tell.
-            let _ = fs::remove_file(path);
-        }
+    /// What is to be removed when the start fails.
+    pub(super) fn into_leftover(self) -> Leftover {
+        self.leftover
     }
 }
 
@@ -152,7 +152,7 @@ mod tests {
         assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
         UnixStream::connect(&path).unwrap();
         listener.accept().unwrap();
-        live.keep();
+        live.into_leftover().keep();
     }
 
     #[test]
@@ -161,7 +161,7 @@ mod tests {
         let path = folder.0.join("socket");
         let (stale, listener) = Bound::at(&path).unwrap();
         drop(listener);
-        stale.keep();
+        stale.into_leftover().keep();
         assert!(path.exists());
         let (_bound, _listener) = Bound::at(&path).unwrap();
         UnixStream::connect(&path).unwrap();
@@ -186,7 +186,7 @@ mod tests {
         drop(failed);
         assert!(!path.exists());
         let (succeeded, _listener) = Bound::at(&path).unwrap();
-        succeeded.keep();
+        succeeded.into_leftover().keep();
         assert!(path.exists());
     }
 

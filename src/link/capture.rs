@@ -10,12 +10,13 @@ use super::trace;
 use super::{Control, Frame, LinkCaps, LinkEvents, MAX_FRAME, Offload, Parts, Refused};
 use super::{Sink, Slot, Source};
 use crate::span::{SpanMut, gather};
+use crate::sys::error_text;
 use crate::token::Readiness;
 use crate::wire::checksum::Sum;
 use std::cell::RefCell;
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Seek as _, Write as _};
 use std::rc::Rc;
 
 /// Bytes of a frame that are kept at most (`snaplen`).
@@ -38,12 +39,10 @@ pub type Clock = Box<dyn Fn() -> (u64, u32)>;
 pub type Capture<C> = Parts<CaptureControl<C>>;
 
 impl<C: Control> Capture<C> {
-    /// Records all frames of `link` into `file`, which is new and empty.
-    ///
-    /// # Errors
-    /// When the file's header cannot be written. Later errors are counted only.
-    pub fn new(link: Parts<C>, file: File, clock: Clock) -> io::Result<Self> {
-        Ok(Self::around(link, Some(Pcap::new(file, clock)?)))
+    /// Records all frames of `link` into `file`, which has been [begun](begin). What cannot be
+    /// written is counted, and told once.
+    pub fn new(link: Parts<C>, file: File, clock: Clock) -> Self {
+        Self::around(link, Some(Pcap::new(file, clock)))
     }
 
     /// Only writes lines to the log.
@@ -60,6 +59,26 @@ impl<C: Control> Capture<C> {
             sink: CaptureSink { inner: sink, recorder },
         }
     }
+}
+
+/// Makes a capture of `file` in which no frame is yet: what is in it is gone.
+///
+/// # Errors
+/// Whatever ftruncate(2) and write(2) say; ENOSPC on a full disk.
+pub fn begin(mut file: &File) -> io::Result<()> {
+    // Pipes have nothing to cut off.
+    if file.metadata()?.is_file() {
+        file.set_len(0)?;
+        file.rewind()?;
+    }
+    let mut header = Vec::with_capacity(24);
+    header.extend(0xa1b2_c3d4u32.to_ne_bytes());
+    header.extend(2u16.to_ne_bytes());
+    header.extend(4u16.to_ne_bytes());
+    header.extend([0; 8]); // time zone, accuracy
+    header.extend((SNAPLEN as u32).to_ne_bytes());
+    header.extend(LINKTYPE_ETHERNET.to_ne_bytes());
+    file.write_all(&header)
 }
 
 /// The control of a link whose halves are recorded.
@@ -210,11 +229,12 @@ impl Recorder {
 struct Pcap {
     file: File,
     clock: Clock,
-    /// Header and frame of the record in the making.
+    /// Header and frame of the latest record.
     record: Vec<u8>,
+    /// How much of it is written. Nothing can follow a record that is there in part: a pipe whose
+    /// reader is slow, or a full disk, has to take the rest first.
+    written: usize,
     lost: u64,
-    /// A record was written in part: nothing can follow it.
-    torn: bool,
 }
 
 impl fmt::Debug for Pcap {
@@ -224,23 +244,16 @@ impl fmt::Debug for Pcap {
 }
 
 impl Pcap {
-    fn new(mut file: File, clock: Clock) -> io::Result<Self> {
-        let mut header = Vec::with_capacity(24);
-        header.extend(0xa1b2_c3d4u32.to_ne_bytes());
-        header.extend(2u16.to_ne_bytes());
-        header.extend(4u16.to_ne_bytes());
-        header.extend([0; 8]); // time zone, accuracy
-        header.extend((SNAPLEN as u32).to_ne_bytes());
-        header.extend(LINKTYPE_ETHERNET.to_ne_bytes());
-        file.write_all(&header)?;
-        Ok(Self { file, clock, record: Vec::new(), lost: 0, torn: false })
+    fn new(file: File, clock: Clock) -> Self {
+        Self { file, clock, record: Vec::new(), written: 0, lost: 0 }
     }
 
     /// Records a frame of `len` bytes, of which `read` fetches as many as there are.
     fn record(&mut self, len: usize, offload: &Offload, read: impl FnOnce(&mut [u8]) -> usize) {
-        if self.torn {
-            self.lost += 1;
-            return;
+        if self.written < self.record.len()
+            && let Err(e) = self.write()
+        {
+            return self.lose(&e);
         }
         self.record.clear();
         self.record.resize(RECORD + len.min(MAX_FRAME), 0);
@@ -258,23 +271,33 @@ impl Pcap {
             place.copy_from_slice(&word.to_ne_bytes());
         }
         self.record.truncate(RECORD + kept);
-        self.write();
+        self.written = 0;
+        if let Err(e) = self.write()
+            && self.written == 0
+        {
+            self.record.clear();
+            self.lose(&e);
+        }
     }
 
-    /// Writes the record, with one system call where the file takes it.
-    fn write(&mut self) {
-        match self.file.write(&self.record) {
-            Ok(n) if n == self.record.len() => {}
-            Ok(n) => {
-                let rest = self.record.get(n..).unwrap_or_default();
-                if let Err(e) = self.file.write_all(rest) {
-                    log::debug!("capture ends: {e}");
-                    self.torn = true;
-                    self.lost += 1;
-                }
+    /// Writes what is left of the record, with one system call where the file takes it.
+    fn write(&mut self) -> io::Result<()> {
+        while let Some(rest) = self.record.get(self.written..).filter(|rest| !rest.is_empty()) {
+            match self.file.write(rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => self.written += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
             }
-            Err(_) => self.lost += 1,
         }
+        Ok(())
+    }
+
+    fn lose(&mut self, why: &io::Error) {
+        if self.lost == 0 {
+            log::warn!("The capture loses frames: {}", error_text(why));
+        }
+        self.lost += 1;
     }
 }
 

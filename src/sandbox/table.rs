@@ -205,6 +205,8 @@ const WORKER: &[Entry] = &[
             ],
         )]],
     ),
+    // daemon::janitor has ended when we are ready; host::inside, when we end.
+    always(libc::SYS_wait4),
     // How much waits in a socket, both ways; set_nonblocking and set_cloexec of the standard
     // library.
     when(libc::SYS_ioctl, &[&[one_of(1, &[FIONREAD, SIOCOUTQ, SIOCOUTQNSD, FIONBIO, FIOCLEX])]]),
@@ -261,8 +263,6 @@ const NAMESPACE: &[Entry] = &[
     always(libc::SYS_pipe2),
     // pasta::watch: the status of our command, by its descriptor and not by a number.
     when(libc::SYS_waitid, &[&[equal(0, libc::P_PIDFD.cast_signed())]]),
-    // host::inside: the end of the process there.
-    always(libc::SYS_wait4),
 ];
 
 /// What the process inside a namespace needs (host::inside): to hear, to make a socket, to tell.

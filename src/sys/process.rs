@@ -120,6 +120,15 @@ pub fn wait_for_children() -> io::Result<()> {
     if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Whether `signal` is ignored. `false` for what is no signal.
+pub fn is_ignored(signal: libc::c_int) -> bool {
+    // SAFETY: all zeros is a valid sigaction.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: nothing is changed; the kernel fills in one structure, which outlives the call.
+    let read = unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut action) };
+    read == 0 && action.sa_sigaction == libc::SIG_IGN
+}
+
 /// Opens `/dev/null` on each of the descriptors 0 to 2 that is closed, so that no file of ours
 /// can ever be taken for a standard stream. To be called before anything is opened.
 pub fn fill_standard_streams() -> io::Result<()> {

@@ -1,7 +1,7 @@
 use super::*;
 use crate::link::{Link, PartialChecksum};
 use crate::span::Span;
-use std::io::{Read, Seek};
+use std::io::{Read as _, Seek as _, Write as _};
 
 #[derive(Debug)]
 struct Held {
@@ -111,8 +111,9 @@ fn frames_of_both_directions_are_recorded_with_complete_checksums() {
     let mut frame = vec![0; 42];
     frame[34..].copy_from_slice(&[0xff, 0xff, 0, 0, 0, 0, 0, 0]);
     let (file, ours) = memory_file();
+    begin(&file).expect("memory");
     let link = one(frame.clone(), UDP);
-    let mut link = Capture::new(link, file, Box::new(|| (7, 8))).expect("capture");
+    let mut link = Capture::new(link, file, Box::new(|| (7, 8)));
     assert!(link.on_event(0, Readiness::default()).expect("event").room);
     let (source, sink) = link.halves();
     assert_eq!(source.receive().expect("frames"), 1);
@@ -136,10 +137,11 @@ fn frames_of_both_directions_are_recorded_with_complete_checksums() {
 #[test]
 fn long_frames_are_cut_and_impossible_checksums_left_alone() {
     let (file, ours) = memory_file();
+    begin(&file).expect("memory");
     let checksum = Some(PartialChecksum { start: 65_534, offset: 65_535 });
     let offload = Offload { checksum, segmentation: None };
     let link = one(vec![1; MAX_FRAME], offload);
-    let mut link = Capture::new(link, file, Box::new(|| (7, 8))).expect("capture");
+    let mut link = Capture::new(link, file, Box::new(|| (7, 8)));
     link.halves().0.receive().expect("frames");
     let bytes = contents(ours);
     assert_eq!(words(&bytes[24..40]), [7, 8, 65_535, MAX_FRAME as u32]);
@@ -148,14 +150,51 @@ fn long_frames_are_cut_and_impossible_checksums_left_alone() {
 
 #[test]
 fn a_full_disk_loses_records_and_nothing_else() {
-    let file = File::options().write(true).open("/dev/full").expect("/dev/full");
-    let refused = Capture::new(one(Vec::new(), Offload::default()), file, Box::new(|| (0, 0)));
-    assert!(refused.is_err());
-    let (file, _ours) = memory_file();
+    let full = || File::options().write(true).open("/dev/full").expect("/dev/full");
+    assert_eq!(begin(&full()).map_err(|e| e.raw_os_error()), Err(Some(libc::ENOSPC)));
     let link = one(vec![1; 60], Offload::default());
-    let mut link = Capture::new(link, file, Box::new(|| (0, 0))).expect("capture");
-    let full = File::options().write(true).open("/dev/full").expect("/dev/full");
-    link.sink.recorder.borrow_mut().pcap.as_mut().expect("captures").file = full;
+    let mut link = Capture::new(link, full(), Box::new(|| (0, 0)));
     assert_eq!(link.halves().0.receive().expect("frames"), 1);
+    assert_eq!(lost(&link), 1);
+}
+
+#[test]
+fn what_was_in_the_file_is_gone() {
+    let (mut file, ours) = memory_file();
+    file.write_all(&[1; 99]).expect("memory");
+    begin(&file).expect("memory");
+    assert_eq!(contents(ours).len(), 24);
+}
+
+#[test]
+fn a_slow_reader_of_a_pipe_gets_whole_records_and_those_between_are_lost() {
+    let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_NONBLOCK).expect("pipe");
+    let (mut read, write) = (File::from(read), File::from(write));
+    let room =
+        nix::fcntl::fcntl(&write, nix::fcntl::FcntlArg::F_GETPIPE_SZ).expect("pipe") as usize;
+    let len = room - 4096;
+    let record = RECORD + len;
+    let mut link = Capture::new(one(vec![1; len], Offload::default()), write, Box::new(|| (7, 8)));
+    let (source, _) = link.halves();
+    // The first fits, the second in part, and the third not at all.
+    for _ in 0..3 {
+        source.receive().expect("frames");
+    }
+    assert_eq!(lost(&link), 1);
+    let mut bytes = vec![0; 3 * record];
+    let mut n = read.read(&mut bytes).expect("pipe");
+    assert!(n > record && n < 2 * record, "{n}");
+    // There is room for what is left of the second, and for the fourth in part.
+    link.halves().0.receive().expect("frames");
+    n += read.read(&mut bytes[n..]).expect("pipe");
+    assert!(n > 2 * record, "{n}");
+    // And for the rest of the fourth.
+    link.halves().0.receive().expect("frames");
+    n += read.read(&mut bytes[n..]).expect("pipe");
+    assert_eq!(n, 3 * record);
+    for n in 0..3 {
+        let at = n * record;
+        assert_eq!(words(&bytes[at..at + 16]), [7, 8, len as u32, len as u32], "record {n}");
+    }
     assert_eq!(lost(&link), 1);
 }
