@@ -35,16 +35,16 @@ use crate::sys::epoll::Epoll;
 use crate::sys::error_text;
 use crate::sys::socket::{self, Family, Kind};
 use crate::time::Duration;
-use crate::token::{Interest, Token};
 use crate::translate::datagram::Timeouts;
 use crate::translate::tcp::Patience;
 use ::log::{error, info, warn};
 use error::Error;
+use nix::sys::signal::Signal;
 use std::ffi::{CString, OsStr, OsString};
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::process::ExitCode;
@@ -123,7 +123,10 @@ fn run(program: Program, mode: Mode, typed: &Typed) -> Result<u8, Error> {
     crate::log::init(&log_options(program, &process)).inspect_err(|e| complain(e))?;
     // The command of a namespace inherits what we have, so there that is given up later.
     let started = (mode != Mode::Pasta).then(Started::begin).transpose()?;
-    let signals = Signals::block()?;
+    let signals = match &typed.namespace {
+        Some(asked) if asked.target.runs() => Signals::block_with_terminal()?,
+        _ => Signals::block()?,
+    };
     let facts = facts()?;
     let (config, warnings) = Config::new(mode, typed, &facts)?;
     warnings.iter().for_each(|warning| warn!("{warning}"));
@@ -322,6 +325,15 @@ fn engine_settings(network: &Network, rules: Rules, hash_key: [u8; 16]) -> engin
     }
 }
 
+/// The status of who was asked to end by `signal`: that is how SIGTERM and SIGQUIT end us in order;
+/// others say that what was asked of us was not done.
+const fn status_after(signal: Signal) -> u8 {
+    match signal {
+        Signal::SIGTERM | Signal::SIGQUIT => 0,
+        other => 128 + other as u8,
+    }
+}
+
 /// All that is ready to serve, but for the last steps that have to be taken in this order.
 struct Service {
     jailed: Jailed,
@@ -363,12 +375,11 @@ impl Service {
     fn run<L: Link>(self, link: L, engine: Engine<Sockets>, clock: Clock) -> Result<u8, Error> {
         // The starter exits in here.
         let ready = self.launch.go(&self.signals)?;
+        let mut worker = Worker::new(link, engine, self.epoll, clock);
         // A signalfd wakes the process that added it to the epoll, so not before the fork.
-        let interest = Interest { readable: true, ..Interest::default() };
-        if let Err(e) = self.epoll.add(self.signals.as_fd(), Token::Signal, interest) {
+        if let Err(e) = worker.heed(self.signals) {
             ready.fail(&Error::System("watch signals", e));
         }
-        let mut worker = Worker::new(link, engine, self.epoll, clock);
         if let Some(every) = self.stats {
             worker.show_statistics(every);
         }
@@ -387,10 +398,17 @@ impl Service {
         ready.report();
         if let Some(held) = self.held {
             crate::log::share_stderr();
+            if let Some(signal) = worker.signalled().map_err(|e| Error::System("go on", e))? {
+                // The command has not begun, and does not any more.
+                drop(held);
+                return Ok(status_after(signal));
+            }
             held.release();
         }
         match worker.run().map_err(|e| Error::System("go on", e))? {
-            Exit::ClientGone if self.role == Role::Namespace => return Err(Error::TapGone),
+            Exit::ClientGone if matches!(self.role, Role::Namespace | Role::Command) => {
+                return Err(Error::TapGone);
+            }
             Exit::ClientGone => info!("Client gone, exiting"),
             Exit::Signal => info!("Asked by a signal, exiting"),
             Exit::Ended(End::NamespaceGone) => info!("Namespace gone, exiting"),

@@ -72,6 +72,8 @@ pub enum Error {
     Null(io::Error),
     /// The starter ended before we did.
     StarterGone,
+    /// A signal asked the starter to end before we were ready.
+    Asked(Signal),
 }
 
 impl fmt::Display for Error {
@@ -93,6 +95,9 @@ impl fmt::Display for Error {
             }
             Self::Fork(e) => write!(f, "Couldn't go to the background: {}", error_text(e)),
             Self::Null(e) => write!(f, "Couldn't use /dev/null: {}", error_text(e)),
+            Self::Asked(signal) => {
+                write!(f, "Ended by {signal} before the background process was ready")
+            }
             Self::StarterGone => f.write_str("The starting process ended too early"),
         }
     }
@@ -280,6 +285,9 @@ impl Launch {
         let Some(Background { null, starter, daemon }) = background else {
             return Ok(Ready(Told::Nobody(names)));
         };
+        if let Ok(Some(Received { signal, .. })) = signals.received() {
+            return Err(Error::Asked(signal));
+        }
         match process::fork().map_err(Error::Fork)? {
             Side::Parent(pid) => {
                 drop(daemon);
@@ -325,7 +333,7 @@ fn wait_for(pid: u32, mut child: UnixStream, signals: &Signals, names: Names) ->
         Heard::Signal(signal) => {
             // It may be in the middle of something that takes long.
             let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
-            Err(format!("Ended by {signal} before the background process was ready"))
+            Err(Error::Asked(signal).to_string())
         }
     };
     match settled {

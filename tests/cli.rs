@@ -940,6 +940,52 @@ fn ready_means_that_the_control_socket_answers_too() {
     assert_eq!(waitpid(pid, None), Ok(WaitStatus::Exited(pid, 0)));
 }
 
+/// Starts a program with `signal` pending: it came when nobody could do anything about it yet.
+fn with_pending(signal: Signal, program: &str, line: &str) -> Output {
+    let folder = Folder::new();
+    let gate = fs::File::create(folder.path("gate")).expect("is ours");
+    gate.lock().expect("is ours");
+    let mut command = Command::new("env");
+    let name = signal.as_str().trim_start_matches("SIG");
+    // Whoever runs the tests may have it ignored.
+    command.args([format!("--default-signal={name}"), format!("--block-signal={name}")]);
+    command.args(["flock", "--no-fork", &folder.path("gate"), program]);
+    command.args(line.split_whitespace()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().expect("env is there (package coreutils)");
+    // Now it is blocked.
+    while fs::read_to_string(format!("/proc/{}/comm", child.id())).expect("it lives") != "flock\n" {
+        std::thread::yield_now();
+    }
+    kill(Pid::from_raw(child.id().cast_signed()), signal).expect("it lives");
+    drop(gate);
+    child.wait_with_output().expect("is ours")
+}
+
+#[test]
+fn who_is_asked_to_end_before_it_is_ready_is_not_ready() {
+    let folder = Folder::new();
+    for signal in [Signal::SIGTERM, Signal::SIGQUIT] {
+        let line = format!("-q -D none -s {} -P {}", folder.path("s"), folder.path("pid"));
+        let output = with_pending(signal, PASST, &line);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let expected = format!("Ended by {signal} before the background process was ready\n");
+        assert_eq!((output.status.code(), said), (Some(1), expected));
+        assert!(folder.names().is_empty(), "{:?}", folder.names());
+    }
+}
+
+#[test]
+fn a_command_does_not_begin_when_pasta_was_asked_to_end() {
+    let ports = "-t none -u none -T none -U none";
+    for (signal, status) in
+        [(Signal::SIGTERM, 0), (Signal::SIGQUIT, 0), (Signal::SIGINT, 130), (Signal::SIGHUP, 129)]
+    {
+        let output = with_pending(signal, PASTA, &format!("{ports} -- echo begun"));
+        assert_eq!(output.status.code(), Some(status), "{signal}: {output:?}");
+        assert!(output.stdout.is_empty() && output.stderr.is_empty(), "{signal}: {output:?}");
+    }
+}
+
 /// Runs a script of the shell's, with `$P` for passt, in namespaces that `unshare` makes.
 fn script(unshare: &[&str], text: &str) -> String {
     let mut command = Command::new("unshare");

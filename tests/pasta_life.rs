@@ -268,14 +268,20 @@ fn a_signal_ends_us_in_order_and_leaves_the_command() {
     }
 }
 
-/// Who serves a namespace, next to `others`, has one right left and no files, and whoever is inside
-/// has none at all; both are `user`.
+/// Who serves a namespace, next to `others`, has those rights left and no files, and whoever is
+/// inside has none at all; both are `user`.
 #[track_caller]
-fn assert_both_are_locked_in(place: &Place<'_>, pasta: i32, others: &[i32], user: u32) {
+fn assert_both_are_locked_in(
+    place: &Place<'_>,
+    pasta: i32,
+    others: &[i32],
+    user: u32,
+    rights_left: &str,
+) {
     let is_inside = |pid: &i32| *pid != pasta && !others.contains(pid);
     let inside: Vec<_> = place.processes().into_iter().filter(is_inside).collect();
     let [inside] = inside[..] else { panic!("one is inside, and not {inside:?}") };
-    for (pid, right) in [(pasta, "0400"), (inside, "0000")] {
+    for (pid, right) in [(pasta, rights_left), (inside, "0000")] {
         let expected = [
             "CapInh: 0000000000000000",
             &format!("CapPrm: 000000000000{right}"),
@@ -296,12 +302,19 @@ fn assert_both_are_locked_in(place: &Place<'_>, pasta: i32, others: &[i32], user
 
 const NOBODY: u32 = 65534;
 
+/// CAP_NET_BIND_SERVICE.
+const LOW_PORTS: &str = "0400";
+
+/// CAP_KILL besides.
+const LOW_PORTS_AND_SIGNALS: &str = "0420";
+
 #[test]
-fn who_serves_a_command_has_one_right_left_and_no_files() {
+fn who_serves_a_command_has_two_rights_left_and_no_files() {
     let place = Place::new();
     for (who, user) in [(Who::Root, NOBODY), (Who::User, USER)] {
         let (pasta, command) = waiting(&place, who, &[]);
-        assert_both_are_locked_in(&place, pasta.pid(), &[command], user);
+        let others = [command];
+        assert_both_are_locked_in(&place, pasta.pid(), &others, user, LOW_PORTS_AND_SIGNALS);
         kill(Pid::from_raw(command), Signal::SIGKILL).expect("it lives");
         assert_eq!(pasta.end().0, Some(137));
     }
@@ -313,7 +326,7 @@ fn daemons_have_one_right_left_and_no_files() {
     let target = Namespace::alone("target");
     let path = target.path();
     let pasta = daemon(&place, Who::Root, &["--netns", path.to_str().expect("is text")]);
-    assert_both_are_locked_in(&place, pasta, &[], NOBODY);
+    assert_both_are_locked_in(&place, pasta, &[], NOBODY, LOW_PORTS);
     drop(target);
     assert!(ends(pasta));
 
@@ -323,7 +336,7 @@ fn daemons_have_one_right_left_and_no_files() {
         let others = [pid.parse().expect("is a number")];
         let pasta = daemon(&place, who, &[&pid]);
         let user = if who == Who::Root { NOBODY } else { USER };
-        assert_both_are_locked_in(&place, pasta, &others, user);
+        assert_both_are_locked_in(&place, pasta, &others, user, LOW_PORTS);
         kill(Pid::from_raw(pasta), Signal::SIGTERM).expect("it lives");
         assert!(ends(pasta));
         if who == Who::User {
@@ -333,7 +346,7 @@ fn daemons_have_one_right_left_and_no_files() {
             command.arg(program(who));
             let path = format!("/proc/{pid}/ns/net");
             let pasta = daemon_by(&place, command, &["--netns", &path]);
-            assert_both_are_locked_in(&place, pasta, &others, USER);
+            assert_both_are_locked_in(&place, pasta, &others, USER, LOW_PORTS);
         }
         container.kill();
         place.assert_nothing_is_left();
@@ -416,7 +429,10 @@ fn status_zero_means_ready_and_the_end_of_the_process_is_ours() {
             let links = container.prints("ip -o link");
             assert!(links.contains("up0: <BROADCAST,MULTICAST,UP,LOWER_UP>"), "{links}");
             assert!(links.contains("lo: <LOOPBACK,UP,LOWER_UP>"), "{links}");
-            assert!(rights(pasta).contains(&"Seccomp: 2".to_owned()));
+            // Low ports are all that is left.
+            for line in ["Seccomp: 2", "CapPrm: 0000000000000400", "CapEff: 0000000000000400"] {
+                assert!(rights(pasta).contains(&line.to_owned()), "{who:?}: {line}");
+            }
             container.kill();
             if !options.is_empty() {
                 // It holds the namespace, and ends when asked.
@@ -814,5 +830,142 @@ fn who_starts_us_may_ignore_the_end_of_children() {
         let output = command.output().expect("starts");
         assert_eq!(output.status.code(), Some(7), "{who:?}: {output:?}");
         assert!(output.stderr.is_empty(), "{output:?}");
+    }
+}
+
+/// Waits until `pid` has done what `script` did before it slept: the shell says so.
+fn running(place: &Place<'_>, who: Who, script: &str) -> Running {
+    let script = format!("{script}; echo ready; sleep infinity & wait; wait; exit 5");
+    let pasta = place.pasta(who, &with(&["--", "sh", "-c", &script]));
+    let mut command = place.command(Who::Root, "env");
+    // Whoever runs the tests may have them ignored.
+    command.arg("--default-signal=INT,HUP").arg(pasta.get_program()).args(pasta.get_args());
+    let (pasta, said) = Running::start(command);
+    assert_eq!(said, "ready");
+    pasta
+}
+
+#[test]
+fn what_would_end_the_command_ends_it_and_us() {
+    let place = Place::new();
+    for who in EVERYBODY {
+        for (signal, status) in [(Signal::SIGINT, 130), (Signal::SIGHUP, 129)] {
+            let pasta = running(&place, who, "true");
+            pasta.signal(signal);
+            assert_eq!(pasta.end().0, Some(status), "{who:?} {signal}");
+            place.assert_nothing_is_left();
+        }
+    }
+}
+
+#[test]
+fn what_the_command_handles_it_gets_and_what_it_ignores_it_does_not() {
+    let place = Place::new();
+    for who in EVERYBODY {
+        let handler = "trap 'echo got INT; kill $!; exit 3' INT; trap '' HUP";
+        let pasta = running(&place, who, handler);
+        pasta.signal(Signal::SIGHUP);
+        pasta.signal(Signal::SIGINT);
+        assert_eq!(pasta.end(), (Some(3), "got INT\n".to_owned()), "{who:?}");
+        // Ignored from the start on, as by nohup(1).
+        let words = with(&["--", "sh", "-c", "echo ready; read line; echo $line"]);
+        let pasta = place.pasta(who, &words);
+        let mut command = place.command(Who::Root, "sh");
+        command.args(["-c", r#"trap '' HUP INT; exec "$@""#, "sh"]);
+        command.arg(pasta.get_program()).args(pasta.get_args()).stdin(Stdio::piped());
+        let (mut pasta, _) = Running::start(command);
+        pasta.signal(Signal::SIGHUP);
+        pasta.signal(Signal::SIGINT);
+        let mut stdin = pasta.child.stdin.take().expect("is piped");
+        stdin.write_all(b"still here\n").expect("it listens");
+        assert_eq!(pasta.end(), (Some(0), "still here\n".to_owned()), "{who:?}");
+        place.assert_nothing_is_left();
+    }
+}
+
+/// `pasta` in front of a terminal, on which keys can be typed.
+struct Terminal {
+    script: Running,
+    keys: std::io::PipeWriter,
+}
+
+impl Terminal {
+    /// The command says `ready`, perhaps because that was `typed`. If there is more to be read, it
+    /// has set `noflsh`: otherwise keys that send a signal make the terminal forget what it has not
+    /// shown yet.
+    fn start(place: &Place<'_>, who: Who, command: &[&str], typed: &[u8]) -> Self {
+        common::net::need("script", "bsdutils");
+        let pasta = place.pasta(who, &with(command));
+        let words: Vec<_> = [pasta.get_program()].into_iter().chain(pasta.get_args()).collect();
+        let quote = |word: &&std::ffi::OsStr| {
+            format!("'{}'", word.to_str().expect("is text").replace('\'', r"'\''"))
+        };
+        let heeded = "exec env --default-signal=INT,QUIT,HUP".to_owned();
+        let line = [heeded].into_iter().chain(words.iter().map(quote));
+        let line = line.collect::<Vec<_>>().join(" ");
+        let mut command = place.command(Who::Root, "script");
+        let (read, mut keys) = std::io::pipe().expect("pipes are there");
+        keys.write_all(typed).expect("there is room");
+        // As a shell with job control starts it: in a group of its own, which has the terminal.
+        command.args(["-q", "-e", "-E", "never", "-c", &line, "/dev/null"]).stdin(read);
+        let (script, said) = Running::start(command);
+        assert_eq!(said, "ready");
+        Self { script, keys }
+    }
+
+    fn type_keys(&mut self, keys: &[u8]) {
+        self.keys.write_all(keys).expect("it listens");
+    }
+
+    /// Reads up to a line with `word` in it.
+    #[track_caller]
+    fn read_to(&mut self, word: &str) {
+        let mut line = String::new();
+        while !line.contains(word) {
+            line.clear();
+            assert_ne!(self.script.stdout.read_line(&mut line).expect("is text"), 0, "no {word}");
+        }
+    }
+}
+
+#[test]
+fn what_is_typed_to_end_a_command_ends_it_and_us() {
+    let place = Place::new();
+    for who in EVERYBODY {
+        for (key, status) in [(b"\x03", 130), (b"\x1c", 131)] {
+            // No shell: that has handlers, until it starts a program.
+            let mut terminal = Terminal::start(&place, who, &["--", "cat"], b"ready\n");
+            terminal.type_keys(key);
+            assert_eq!(terminal.script.end().0, Some(status), "{who:?}");
+            place.assert_nothing_is_left();
+        }
+    }
+}
+
+#[test]
+fn who_handles_what_is_typed_gets_it_once_and_goes_on() {
+    let place = Place::new();
+    for who in EVERYBODY {
+        // A program that stays in our group, as interpreters do.
+        let script = "stty noflsh; trap 'n=x$n; echo got $n' INT; echo ready; \
+                      until read line; do :; done; echo line $line $n; exit 4";
+        let mut terminal = Terminal::start(&place, who, &["--", "sh", "-c", script], b"");
+        terminal.type_keys(b"\x03");
+        terminal.read_to("got x");
+        terminal.type_keys(b"a\n");
+        terminal.read_to("line a x\r\n");
+        assert_eq!(terminal.script.end().0, Some(4), "{who:?}");
+        // A shell that takes the terminal for itself.
+        let command = ["--", "sh", "-c", "stty noflsh; echo ready; exec sh -i"];
+        let mut terminal = Terminal::start(&place, who, &command, b"");
+        terminal.type_keys(b"PS1='prompt\n'\n");
+        terminal.read_to("prompt\r\n");
+        terminal.type_keys(b"\x03");
+        terminal.read_to("prompt\r\n");
+        terminal.type_keys(b"echo s$((1 + 1))ill; exit\n");
+        terminal.read_to("s2ill\r\n");
+        // Some shells end with a status of their own where they cannot give the terminal back.
+        assert!(![Some(130), Some(137)].contains(&terminal.script.end().0), "{who:?}");
+        place.assert_nothing_is_left();
     }
 }

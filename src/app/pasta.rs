@@ -98,11 +98,11 @@ fn serve_namespace(
         ..Jail::default()
     };
     let mut settings = engine_settings(network, rules, hash_key);
-    let jailed = started.jail_at(namespace.user(), identity, &jail)?;
+    let role = if config.target.runs() { Role::Command } else { Role::Namespace };
+    let jailed = started.jail_at(namespace.user(), identity, &jail, role)?;
     drop(namespace);
 
     let stats = own.stats.map(|seconds| Duration::from_secs(seconds.into()));
-    let role = Role::Namespace;
     let watched = Rc::clone(&epoll);
     let host_watch = config.tap.as_ref().and_then(|_| watch_host(&epoll, network, planner));
     let service =
@@ -141,8 +141,8 @@ struct Found {
 impl Found {
     fn new(config: &Pasta, before: Inherited) -> Result<Self, Error> {
         let Some((namespace, life)) = Namespace::find(config)? else {
-            let (held, process, namespace) = Held::start(config, before)?;
-            let watch = Some(Watch::Command(process));
+            let (held, running, namespace) = Held::start(config, before)?;
+            let watch = Some(Watch::Command(running));
             return Ok(Self { namespace, watch, held: Some(held) });
         };
         let watch = config.quit.then(|| Watch::new(life, &namespace)).transpose()?;

@@ -6,6 +6,7 @@
 
 use super::Error;
 use super::namespace::{Namespace, is_known_here, map_ids};
+use super::running::Running;
 use crate::config::{Pasta, Target};
 use crate::sys::error_text;
 use crate::sys::process::{self, Side};
@@ -13,13 +14,13 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::CloneFlags;
 use nix::sys::prctl::{set_dumpable, set_pdeathsig};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, gethostname, sethostname};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
@@ -70,6 +71,7 @@ impl Default for Inherited {
 pub struct Held {
     /// `None` once it is released.
     channel: Option<UnixStream>,
+    process: OwnedFd,
     pid: Pid,
 }
 
@@ -86,14 +88,14 @@ struct Start {
 
 impl Held {
     /// Makes the command's process in namespaces of its own, and has it prepare itself. Also
-    /// returns the descriptor that tells of its end, and its namespaces.
+    /// returns what it is to us once it runs, and its namespaces.
     ///
     /// # Errors
     /// The namespaces are forbidden. No process is left then.
     pub fn start(
         config: &Pasta,
         inherited: Inherited,
-    ) -> Result<(Self, OwnedFd, Namespace), Error> {
+    ) -> Result<(Self, Running, Namespace), Error> {
         let own_user = !config.netns_only;
         let start = Start::new(config, inherited);
         let (ours, theirs) = UnixStream::pair().map_err(Error::Command)?;
@@ -119,14 +121,16 @@ impl Held {
             start.run(theirs)
         };
         drop(theirs);
-        let mut held = Self { channel: Some(ours), pid: Pid::from_raw(pid.cast_signed()) };
+        let watched = process.try_clone().map_err(Error::Command)?;
+        let mut held = Self { channel: Some(ours), process, pid: Pid::from_raw(pid.cast_signed()) };
+        let running = Running::new(held.pid.as_raw(), watched).map_err(Error::Command)?;
         if own_user && let Err(e) = map_ids(pid) {
             log::warn!("Couldn't map users into the namespace: {}", error_text(&e));
         }
         let namespace = Namespace::of_child(pid, own_user)?;
         // Its users are known: it may prepare.
         held.tell().map_err(Error::Command)?;
-        Ok((held, process, namespace))
+        Ok((held, running, namespace))
     }
 
     fn tell(&mut self) -> io::Result<()> {
@@ -145,7 +149,7 @@ impl Drop for Held {
     fn drop(&mut self) {
         if self.channel.is_some() {
             // It is our child, and nobody else waits for it.
-            let _ = kill(self.pid, Signal::SIGKILL);
+            let _ = process::send_signal(self.process.as_fd(), libc::SIGKILL);
             let _ = waitpid(self.pid, None);
         }
     }
@@ -239,7 +243,6 @@ fn wait(channel: &mut UnixStream) {
 /// It is not our child.
 pub fn status(process: &OwnedFd) -> io::Result<Option<u8>> {
     use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-    use std::os::fd::AsFd as _;
     let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
     let ended = match waitid(Id::PIDFd(process.as_fd()), flags)? {
         WaitStatus::Exited(_, status) => status,

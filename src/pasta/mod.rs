@@ -13,11 +13,12 @@
 //! ```
 //!
 //! [`namespace`] finds or describes the namespaces, [`command`] is the process in new ones,
-//! [`interface`] configures what is in them, and [`watch`] tells when it is over.
+//! [`running`] what it is to us later, [`interface`] configures what is in them, and [`watch`] tells when it is over.
 
 pub mod command;
 pub mod interface;
 pub mod namespace;
+pub mod running;
 pub mod watch;
 
 use crate::sys::error_text;

@@ -5,8 +5,8 @@
 //! vanishes when its directory says so (inotify); one below `/proc` when its process ends.
 
 use super::Error;
-use super::command;
 use super::namespace::{Life, Namespace};
+use super::running::Running;
 use crate::sys::epoll::Epoll;
 use crate::token::{Interest, Token};
 use nix::errno::Errno;
@@ -32,7 +32,7 @@ pub enum End {
 #[derive(Debug)]
 pub enum Watch {
     /// Our command.
-    Command(OwnedFd),
+    Command(Running),
     /// A process whose namespace we joined.
     Process(OwnedFd),
     /// A name, and the directory that says when it goes.
@@ -83,7 +83,7 @@ impl Watch {
     /// What can only be a mistake of ours.
     pub fn look(&self) -> io::Result<Option<End>> {
         match self {
-            Self::Command(process) => Ok(command::status(process)?.map(End::Command)),
+            Self::Command(command) => Ok(command.status()?.map(End::Command)),
             Self::Process(_) => Ok(Some(End::NamespaceGone)),
             Self::Inside(_) => Ok(Some(End::InsideGone)),
             Self::Name(inotify, name) => loop {
@@ -103,7 +103,8 @@ impl Watch {
 impl AsFd for Watch {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
-            Self::Command(fd) | Self::Process(fd) | Self::Inside(fd) => fd.as_fd(),
+            Self::Command(command) => command.as_fd(),
+            Self::Process(fd) | Self::Inside(fd) => fd.as_fd(),
             Self::Name(inotify, _) => inotify.as_fd(),
         }
     }

@@ -7,14 +7,17 @@ use super::Clock;
 use super::host_watch::HostWatch;
 use super::statistics::{Counter, Statistics};
 use crate::control;
+use crate::daemon::{Received, Signals};
 use crate::engine::Engine;
 use crate::host::Host;
 use crate::link::{Link, Sink, Source};
 use crate::pasta::watch::{End, Watch};
 use crate::sys::epoll::{Epoll, Events};
 use crate::time::{Duration, Instant};
-use crate::token::{Readiness, Token};
+use crate::token::{Interest, Readiness, Token};
+use nix::sys::signal::Signal;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::rc::Rc;
 
 /// Events taken per wake-up.
@@ -58,6 +61,8 @@ pub struct Worker<L: Link, H: Host> {
     statistics: Option<Box<Statistics>>,
     /// What we serve and what it takes, as far as it can end.
     watches: Vec<Watch>,
+    /// What those send who want us, or the command, to end.
+    signals: Option<Signals>,
     /// `--conf-path`.
     control: Option<Box<control::Server>>,
     host_watch: Option<Box<HostWatch>>,
@@ -83,6 +88,7 @@ impl<L: Link, H: Host> Worker<L, H> {
             signal_owed: false,
             statistics: None,
             watches: Vec::new(),
+            signals: None,
             control: None,
             host_watch: None,
         }
@@ -91,6 +97,26 @@ impl<L: Link, H: Host> Worker<L, H> {
     /// Shows counters on standard error, at most `every` so often.
     pub fn show_statistics(&mut self, every: Duration) {
         self.statistics = Some(Box::new(Statistics::new(every)));
+    }
+
+    /// Heeds `signals`: each ends us, unless it is meant for the command that we watch.
+    ///
+    /// # Errors
+    /// Those of epoll.
+    pub fn heed(&mut self, signals: Signals) -> io::Result<()> {
+        let interest = Interest { readable: true, ..Interest::default() };
+        self.epoll.add(signals.as_fd(), Token::Signal, interest)?;
+        self.signals = Some(signals);
+        Ok(())
+    }
+
+    /// The signal that came while there was nobody else whom it could be meant for.
+    ///
+    /// # Errors
+    /// What can only be a mistake of ours.
+    pub fn signalled(&self) -> io::Result<Option<Signal>> {
+        let received = self.signals.as_ref().map_or(Ok(None), Signals::received)?;
+        Ok(received.map(|received| received.signal))
     }
 
     /// Ends with what `watch` watches, or anything that was given before.
@@ -186,7 +212,7 @@ impl<L: Link, H: Host> Worker<L, H> {
         log::trace!("event: {token:?} {ready:?}");
         match token {
             Token::Link(which) => return self.on_link(which, ready, seen),
-            Token::Signal => return Ok(Some(Exit::Signal)),
+            Token::Signal => return self.on_signal(),
             Token::Listener(_)
             | Token::Tcp(_)
             | Token::Datagram(_)
@@ -207,6 +233,24 @@ impl<L: Link, H: Host> Worker<L, H> {
                 }
             }
             Token::Runtime(_) => {}
+        }
+        Ok(None)
+    }
+
+    /// The user of a terminal, or whoever sends what terminals send, means the command if there is
+    /// one. Everything else means us.
+    fn on_signal(&mut self) -> io::Result<Option<Exit>> {
+        let Some(signals) = &self.signals else { return Ok(None) };
+        while let Some(Received { signal, by_terminal }) = signals.received()? {
+            let ours = matches!(signal, Signal::SIGTERM | Signal::SIGQUIT) && !by_terminal;
+            let command = self.watches.iter_mut().find_map(|watch| match watch {
+                Watch::Command(command) => Some(command),
+                Watch::Process(_) | Watch::Name(..) | Watch::Inside(_) => None,
+            });
+            match command {
+                Some(command) if !ours => command.signal(signal, by_terminal)?,
+                _ => return Ok(Some(Exit::Signal)),
+            }
         }
         Ok(None)
     }

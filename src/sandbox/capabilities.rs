@@ -15,7 +15,8 @@ pub(super) const FOR_A_MACHINE: &[Capability] = &[
     Capability::CAP_DAC_OVERRIDE,
 ];
 
-/// What setting up a namespace may need, as far as we were given it: besides, its interfaces.
+/// What setting up a namespace may need, as far as we were given it: besides, its interfaces
+/// and its command.
 pub(super) const FOR_A_NAMESPACE: &[Capability] = &[
     Capability::CAP_NET_BIND_SERVICE,
     Capability::CAP_SETUID,
@@ -23,10 +24,16 @@ pub(super) const FOR_A_NAMESPACE: &[Capability] = &[
     Capability::CAP_SYS_ADMIN,
     Capability::CAP_DAC_OVERRIDE,
     Capability::CAP_NET_ADMIN,
+    Capability::CAP_KILL,
 ];
 
 /// What serving a namespace needs: ports below 1024 appear there, or on the host, at any time.
 pub(super) const LOW_PORTS: &[Capability] = &[Capability::CAP_NET_BIND_SERVICE];
+
+/// What serving a command's needs besides: Ctrl-C ends the command, which may be root's while we
+/// are nobody. Our filter knows no way to signal but a descriptor, and to get one but at start.
+pub(super) const LOW_PORTS_AND_COMMAND: &[Capability] =
+    &[Capability::CAP_NET_BIND_SERVICE, Capability::CAP_KILL];
 
 fn failed(error: CapsError) -> Error {
     Error::Capabilities(error.to_string())

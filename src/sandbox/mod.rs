@@ -17,8 +17,8 @@
 //! function that needs it.
 //!
 //! A namespace's worker goes from the first stage to the third at once ([`Started::jail_at`]):
-//! it keeps `CAP_NET_BIND_SERVICE` over the namespace, and so stays in a user namespace that has
-//! a say there, instead of one of its own.
+//! it keeps `CAP_NET_BIND_SERVICE` over the namespace (and `CAP_KILL`, with a command), and so stays
+//! in a user namespace that has a say there, instead of one of its own.
 //!
 //! All of it happens in the only thread of the process: user namespaces need that.
 
@@ -157,8 +157,10 @@ pub enum Role {
     Stream,
     /// `pesto`, a client of the control socket.
     Client,
-    /// The only worker of `pasta`: guest, sockets on both sides, and the end of the command.
+    /// The only worker of `pasta`: guest, and sockets on both sides.
     Namespace,
+    /// As `Namespace`, and besides the end of a command, and signals to it.
+    Command,
     /// The process that makes sockets inside a namespace.
     Inside,
 }
@@ -207,14 +209,16 @@ impl Started {
 
 impl Started {
     /// Does what [`Started::identify`] and [`Identified::jail`] do, for the worker of `pasta`,
-    /// which keeps one capability: to listen on low ports. That capability has to be one over
-    /// the namespace: ours, if we could set it up with our own rights, and else one that is had
-    /// in `user`, a user namespace, where its owner has them all.
+    /// which keeps one capability: to listen on low ports; and where it has a command, which need
+    /// not be the same user's, another: to signal it. They have to be over the namespace: ours, if
+    /// we could set it up with our own rights, and else those that are had in `user`, a user
+    /// namespace, where its owner has all of them.
     pub fn jail_at(
         self,
         user: Option<BorrowedFd<'_>>,
         identity: Identity,
         jail: &Jail,
+        role: Role,
     ) -> Result<Jailed, Error> {
         if let Some(user) = user {
             let joined = setns(user, CloneFlags::CLONE_NEWUSER);
@@ -233,7 +237,10 @@ impl Started {
             identity.assume()?;
             prctl::set_keepcaps(false).map_err(|e| Error::KeepCapabilities(e.into()))?;
         }
-        capabilities::keep(capabilities::LOW_PORTS)?;
+        capabilities::keep(match role {
+            Role::Command => capabilities::LOW_PORTS_AND_COMMAND,
+            _ => capabilities::LOW_PORTS,
+        })?;
         Ok(Jailed(()))
     }
 }

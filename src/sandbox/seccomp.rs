@@ -84,8 +84,8 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
-    const ROLES: [Role; 5] =
-        [Role::VhostUser, Role::Stream, Role::Namespace, Role::Inside, Role::Client];
+    const ROLES: [Role; 6] =
+        [Role::VhostUser, Role::Stream, Role::Namespace, Role::Command, Role::Inside, Role::Client];
 
     #[test]
     fn the_filter_of_each_role_compiles_for_each_machine() {

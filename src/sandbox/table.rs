@@ -5,7 +5,7 @@
 //! arguments that we use. Anything else kills the process.
 //!
 //! Missing on purpose: everything that takes a path, starts a program or a thread, makes memory
-//! executable, sends a signal to others, or changes who we are.
+//! executable, sends a signal to others but our own command, or changes who we are.
 
 use super::Role;
 use libc::c_long;
@@ -261,8 +261,16 @@ const NAMESPACE: &[Entry] = &[
     // engine::splice: from socket to socket through pipes of the kernel's.
     always(libc::SYS_splice),
     always(libc::SYS_pipe2),
-    // pasta::watch: the status of our command, by its descriptor and not by a number.
+];
+
+/// What the worker of a command needs besides, by its descriptor and not by a number
+/// (pasta::running): its status, and what a terminal may send, or ends it.
+const COMMAND: &[Entry] = &[
     when(libc::SYS_waitid, &[&[equal(0, libc::P_PIDFD.cast_signed())]]),
+    when(
+        libc::SYS_pidfd_send_signal,
+        &[&[one_of(1, &[libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGKILL])]],
+    ),
 ];
 
 /// What the process inside a namespace needs (host::inside): to hear, to make a socket, to tell.
@@ -281,6 +289,7 @@ pub(super) fn entries(role: Role) -> impl Iterator<Item = &'static Entry> {
         Role::VhostUser | Role::Stream => &[RUNTIME, WORKER],
         Role::Client => &[RUNTIME, CLIENT],
         Role::Namespace => &[RUNTIME, WORKER, NAMESPACE],
+        Role::Command => &[RUNTIME, WORKER, NAMESPACE, COMMAND],
         Role::Inside => &[RUNTIME, INSIDE],
     };
     tables.iter().copied().flatten()

@@ -88,6 +88,19 @@ pub fn open_process(pid: libc::pid_t) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Sends `signal` to the process that `process` is a descriptor of.
+///
+/// # Errors
+/// `ESRCH` when it has ended, `EPERM` when it is somebody else's.
+pub fn send_signal(process: BorrowedFd<'_>, signal: libc::c_int) -> io::Result<()> {
+    let (no_info, no_flags) = (std::ptr::null::<libc::siginfo_t>(), 0_u32);
+    // SAFETY: without information about the signal the kernel makes its own, as kill(2) has it.
+    let sent = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal, no_info, no_flags)
+    };
+    check(libc::c_int::try_from(sent).unwrap_or(-1)).map(drop)
+}
+
 /// The kind of namespace that `fd` stands for, as its CLONE_NEW* flag.
 ///
 /// # Errors
