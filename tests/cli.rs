@@ -248,6 +248,7 @@ fn every_option_is_known_in_both_programs() {
         "--freebind",
         "--stats 1",
         "--chroot-fallback",
+        "--userns-fallback",
         "--mt 1500",
         "-fqm1500",
         "--mtu=1500",
@@ -654,6 +655,80 @@ fn where_user_namespaces_are_forbidden_it_says_so_and_leaves_nothing_behind() {
     assert!(said.starts_with("Couldn't create user namespace: "), "{said}");
     assert_eq!((output.status.code(), said.lines().count()), (Some(1), 1));
     assert!(folder.names().is_empty(), "{:?}", folder.names());
+}
+
+#[test]
+fn where_user_namespaces_are_forbidden_it_goes_on_if_allowed_to() {
+    set_child_subreaper(true).expect("daemons become ours");
+    let folder = Folder::new();
+    let script = |with: &str| {
+        format!(
+            "echo 0 >/proc/sys/user/max_user_namespaces && exec {with} {PASST} --vhost-user -q \
+             -D none -s {} -P {} --userns-fallback",
+            folder.path("s"),
+            folder.path("pid")
+        )
+    };
+    let no_namespace = "No user namespace (No space left on device): ";
+    for (with, missing, locked_in) in [
+        ("", "isolated by the other means\n", true),
+        (
+            "setpriv --bounding-set=-all",
+            "no empty root and no namespaces, only fewer rights and filtered system calls\n",
+            false,
+        ),
+    ] {
+        let output = Command::new("unshare").args(["-Ur", "sh", "-c", &script(with)]).output();
+        let output = output.expect("unshare is there (package util-linux)");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), said), (Some(0), format!("{no_namespace}{missing}")));
+        let pid = fs::read_to_string(folder.path("pid")).expect("is there");
+        let pid = Pid::from_raw(pid.trim_end().parse().expect("is a number"));
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
+        for line in ["CapPrm:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
+            assert!(status.contains(line), "{line} in {status}");
+        }
+        let root = fs::read_dir(format!("/proc/{pid}/root")).expect("we are root");
+        assert_eq!(root.count() == 0, locked_in, "{with}");
+        vhost_user_asks(&UnixStream::connect(folder.path("s")).expect("it listens"), GET_FEATURES);
+        kill(pid, Signal::SIGTERM).expect("it lives");
+        assert_eq!(waitpid(pid, None), Ok(WaitStatus::Exited(pid, 0)));
+    }
+}
+
+#[test]
+fn more_ports_than_descriptors_stop_the_start_and_leave_nothing_behind() {
+    let folder = Folder::new();
+    let start = format!(
+        "ulimit -n 4096; exec $P -q -D none -s {} -P {} -t all",
+        folder.path("s"),
+        folder.path("pid")
+    );
+    let output = Command::new("sh").args(["-c", &start]).env("P", PASST).output().expect("starts");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let said: Vec<_> = said.lines().collect();
+    assert!(said[0].contains("the limit of open files leaves "), "{said:?}");
+    assert_eq!(said[1..], ["Couldn't listen on requested ports"]);
+    assert!(folder.names().is_empty(), "{:?}", folder.names());
+}
+
+#[test]
+fn low_ports_need_no_root_but_the_right_to_them() {
+    let folder = Folder::new();
+    fs::set_permissions(&folder.0, fs::Permissions::from_mode(0o777)).expect("is ours");
+    let files = format!("-s {} -P {}", folder.path("s"), folder.path("pid"));
+    let right = "--inh-caps=+net_bind_service --ambient-caps=+net_bind_service";
+    let start = format!(
+        "ip link set lo up; sysctl -qw net.ipv4.ip_unprivileged_port_start=1024; \
+         setpriv --reuid 1000 --regid 1000 --clear-groups RIGHT {PASST} -q -D none {files} -t 81 2>&1; \
+         echo $?; ss -Hltn; kill $(cat {pid})",
+        pid = folder.path("pid")
+    );
+    let said = script(&["--net"], &start.replace("RIGHT", ""));
+    assert!(said.contains("port */81: Permission denied\n"), "{said}");
+    let said = script(&["--net"], &start.replace("RIGHT", right));
+    assert!(said.starts_with("0\n") && said.contains(":81 "), "{said}");
 }
 
 #[test]

@@ -752,7 +752,8 @@ fn where_user_namespaces_are_forbidden_one_can_go_on_with_a_warning() {
     let stderr = helper.0.stderr.take().expect("is piped");
     drop(helper);
     let said = std::io::read_to_string(stderr).expect("reads");
-    let expected = "No user namespace (Operation not permitted): isolated by fewer means\n";
+    let expected = "No user namespace (Operation not permitted): no empty root and no namespaces, \
+                    only fewer rights and filtered system calls\n";
     assert_eq!(said, expected);
 }
 

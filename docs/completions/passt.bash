@@ -23,7 +23,7 @@ _passt() {
 
     case "${cmd}" in
         passt)
-            opts="-h -d -q -f -e -l -p -P -c -s -F -1 -m -a -n -M -g -i -o -4 -6 -D -S -H -t -u --help --version --debug --trace --quiet --foreground --stderr --log-file --log-size --runas --pcap --pid --stats --conf-path --chroot-fallback --vhost-user --socket-path --socket --fd --one-off --print-capabilities --repair-path --migrate-exit --migrate-no-linger --mtu --address --netmask --mac-addr --gateway --interface --outbound --outbound-if4 --outbound-if6 --map-host-loopback --map-guest-addr --no-map-gw --ipv4-only --ipv6-only --dns --dns-forward --dns-host --search --hostname --fqdn --no-dhcp-dns --no-dhcp-search --no-tcp --no-udp --no-icmp --no-dhcp --no-dhcpv6 --no-ndp --no-ra --freebind --tcp-ports --udp-ports"
+            opts="-h -d -q -f -e -l -p -P -c -s -F -1 -m -a -n -M -g -i -o -4 -6 -D -S -H -t -u --help --version --debug --trace --quiet --foreground --stderr --log-file --log-size --runas --pcap --pid --stats --conf-path --chroot-fallback --userns-fallback --vhost-user --socket-path --socket --fd --one-off --print-capabilities --repair-path --migrate-exit --migrate-no-linger --mtu --address --netmask --mac-addr --gateway --interface --outbound --outbound-if4 --outbound-if6 --map-host-loopback --map-guest-addr --no-map-gw --ipv4-only --ipv6-only --dns --dns-forward --dns-host --search --hostname --fqdn --no-dhcp-dns --no-dhcp-search --no-tcp --no-udp --no-icmp --no-dhcp --no-dhcpv6 --no-ndp --no-ra --freebind --tcp-ports --udp-ports"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

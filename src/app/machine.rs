@@ -17,7 +17,7 @@ use crate::link::vhost::{Settings, VhostControl, VhostLink};
 use crate::link::{Control, Parts};
 use crate::runtime::Clock;
 use crate::runtime::host_watch::Planner;
-use crate::sandbox::{Identity, Jail, Role, RunAs, Started};
+use crate::sandbox::{Identity, Jail, Role, RunAs, Started, WithoutUserNamespace};
 use crate::sys::epoll::Epoll;
 use crate::time::Duration;
 use crate::wire::MacAddr;
@@ -132,7 +132,10 @@ pub(super) fn serve<C: Control>(
     let jail = Jail {
         pid_namespace: !own.foreground,
         chroot_fallback: own.chroot_fallback,
-        ..Jail::default()
+        without_user_namespace: match own.userns_fallback {
+            true => WithoutUserNamespace::GoOn,
+            false => WithoutUserNamespace::Fail,
+        },
     };
     let epoll = Rc::new(Epoll::new().map_err(|e| Error::System("make an epoll", e))?);
 

@@ -58,6 +58,8 @@ pub struct Process {
     pub runas: Option<String>,
     /// Whether it may isolate itself by chroot(2), where pivot_root(2) fails.
     pub chroot_fallback: bool,
+    /// Whether it may go on without a user namespace of its own, where none can be made.
+    pub userns_fallback: bool,
 }
 
 impl Process {
@@ -79,6 +81,7 @@ impl Process {
             conf_path: typed.conf_path.clone(),
             runas: typed.runas.clone(),
             chroot_fallback: typed.chroot_fallback,
+            userns_fallback: typed.userns_fallback,
         }
     }
 }

@@ -172,6 +172,8 @@ pub struct Typed {
     pub runas: Option<String>,
     /// `--chroot-fallback`.
     pub chroot_fallback: bool,
+    /// `--userns-fallback`.
+    pub userns_fallback: bool,
     /// `--mtu`; 0 is a value.
     pub mtu: Option<u16>,
     /// `--mac-addr`.

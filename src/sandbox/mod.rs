@@ -132,8 +132,8 @@ pub enum WithoutUserNamespace {
     /// Refuse to start.
     #[default]
     Fail,
-    /// Warn once and go on with what is left: no capabilities, no new privileges, system calls
-    /// filtered, and an empty root where we may make one all the same.
+    /// Warn once, with what is missing, and go on with what is left: no capabilities, no new
+    /// privileges, system calls filtered, and an empty root where we may make one all the same.
     GoOn,
 }
 
@@ -273,32 +273,42 @@ const ISOLATED: CloneFlags =
 impl Identified {
     /// Leaves the host's files, processes and capabilities behind.
     pub fn jail(self, jail: &Jail) -> Result<Jailed, Error> {
-        let own_user_namespace = enter_user_namespace(jail.without_user_namespace)?;
+        let refused = enter_user_namespace(jail.without_user_namespace)?;
         let mut flags = ISOLATED;
         if jail.pid_namespace {
             flags |= CloneFlags::CLONE_NEWPID;
         }
-        match unshare(flags) {
-            Ok(()) => mounts::empty_root(jail.chroot_fallback)?,
-            // Warned about already: without a user namespace only root may go on here.
-            Err(Errno::EPERM) if !own_user_namespace => {}
-            Err(e) => return Err(Error::Namespaces(e.into())),
+        let isolated = unshare(flags);
+        match (isolated, refused) {
+            (Ok(()), _) => mounts::empty_root(jail.chroot_fallback)?,
+            // Without a user namespace only root may go on here.
+            (Err(Errno::EPERM), Some(_)) => {}
+            (Err(e), _) => return Err(Error::Namespaces(e.into())),
+        }
+        if let Some(e) = refused {
+            log::warn!(
+                "No user namespace ({}): {}",
+                e.desc(),
+                match isolated {
+                    Ok(()) => "isolated by the other means",
+                    Err(_) => {
+                        "no empty root and no namespaces, only fewer rights and filtered system calls"
+                    }
+                }
+            );
         }
         // What is still made, if anything, is nobody else's business.
         umask(Mode::from_bits_truncate(0o077));
-        capabilities::drop_all(own_user_namespace)?;
+        capabilities::drop_all(refused.is_none())?;
         Ok(Jailed(()))
     }
 }
 
-/// Makes a user namespace, in which we may do the rest; `false` when we go on without.
-fn enter_user_namespace(otherwise: WithoutUserNamespace) -> Result<bool, Error> {
+/// Makes a user namespace, in which we may do the rest; says why not when we go on without.
+fn enter_user_namespace(otherwise: WithoutUserNamespace) -> Result<Option<Errno>, Error> {
     match (unshare(CloneFlags::CLONE_NEWUSER), otherwise) {
-        (Ok(()), _) => Ok(true),
-        (Err(e), WithoutUserNamespace::GoOn) => {
-            log::warn!("No user namespace ({}): isolated by fewer means", e.desc());
-            Ok(false)
-        }
+        (Ok(()), _) => Ok(None),
+        (Err(e), WithoutUserNamespace::GoOn) => Ok(Some(e)),
         (Err(e), WithoutUserNamespace::Fail) => Err(Error::UserNamespace(e.into())),
     }
 }

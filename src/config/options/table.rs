@@ -238,6 +238,16 @@ const GENERAL: &[Opt] = &[
         Flag(|t| t.chroot_fallback = true),
         "Isolate with chroot(2) where pivot_root(2) fails, as on an initramfs",
     ),
+    Opt::new(
+        ANY,
+        None,
+        "userns-fallback",
+        Flag(|t| t.userns_fallback = true),
+        "Where no user namespace can be made, go on isolated by fewer means",
+    )
+    .in_pasta(
+        "With --fd alone: where no user namespace can be made, go on isolated by fewer means",
+    ),
 ];
 
 const MACHINE: &[Opt] = &[

@@ -64,6 +64,7 @@ fn flags_set_what_they_name() {
         ("--no-ra", |t| t.no_ra),
         ("--freebind", |t| t.freebind),
         ("--chroot-fallback", |t| t.chroot_fallback),
+        ("--userns-fallback", |t| t.userns_fallback),
         ("--no-dhcp-dns", |t| t.no_dhcp_dns),
         ("--no-dhcp-search", |t| t.no_dhcp_search),
         ("-4", |t| t.only == Some(Family::V4)),
