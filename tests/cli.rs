@@ -1,6 +1,7 @@
 //! The command line of the built programs: statuses, messages, what is on which stream, and what a
 //! start leaves behind.
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -533,6 +534,16 @@ fn without_a_path_the_first_free_usual_one_is_taken() {
     paths.iter().for_each(|path| fs::remove_file(path).expect("stays behind"));
 }
 
+#[test]
+fn why_none_of_the_usual_paths_can_be_had_is_told() {
+    let start = "mount --bind /tmp /tmp && mount -o remount,bind,ro /tmp && exec $P -q -D none";
+    let said = script(&["--mount"], start);
+    let expected = "Couldn't bind UNIX domain socket to /tmp/passt_";
+    assert!(said.starts_with(expected), "{said}");
+    assert!(said.ends_with(".socket: Read-only file system\n"), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+}
+
 /// Starts passt with `fd` as its descriptor 9.
 fn with_descriptor(fd: BorrowedFd<'_>, line: &str) -> Command {
     let mut command = Command::new("sh");
@@ -1019,7 +1030,7 @@ fn ready_means_that_the_control_socket_answers_too() {
 fn with_pending(signal: Signal, program: &str, line: &str) -> Output {
     let folder = Folder::new();
     let gate = fs::File::create(folder.path("gate")).expect("is ours");
-    gate.lock().expect("is ours");
+    let gate = Flock::lock(gate, FlockArg::LockExclusive).expect("is ours");
     let mut command = Command::new("env");
     let name = signal.as_str().trim_start_matches("SIG");
     // Whoever runs the tests may have it ignored.

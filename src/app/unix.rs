@@ -75,16 +75,16 @@ impl Bound {
     /// # Errors
     /// None can be had: the reason, where it is another than that all are taken.
     pub(super) fn anywhere() -> Result<(Self, UnixListener), Error> {
-        let mut last = Error::NoneFree;
+        let mut why = None;
         for n in 1..=ANYWHERE {
             match Self::at(Path::new(&format!("/tmp/passt_{n}.socket"))) {
                 Ok(bound) => return Ok(bound),
                 // Taken by somebody, whoever may be told so.
                 Err(Error::InUse(_) | Error::NoSocket(_)) => {}
-                Err(error) => last = error,
+                Err(error) => why = why.or(Some(error)),
             }
         }
-        Err(last)
+        Err(why.unwrap_or(Error::NoneFree))
     }
 
     /// Where it is.

@@ -123,7 +123,7 @@ impl Held {
         drop(theirs);
         let watched = process.try_clone().map_err(Error::Command)?;
         let mut held = Self { channel: Some(ours), process, pid: Pid::from_raw(pid.cast_signed()) };
-        let running = Running::new(held.pid.as_raw(), watched).map_err(Error::Command)?;
+        let running = Running::new(held.pid.as_raw(), watched);
         if own_user && let Err(e) = map_ids(pid) {
             log::warn!("Couldn't map users into the namespace: {}", error_text(&e));
         }

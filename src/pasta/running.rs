@@ -21,8 +21,8 @@ const MAX_STATUS: usize = 16 << 10;
 #[derive(Debug)]
 pub struct Running {
     process: OwnedFd,
-    /// `/proc/PID/status`: later there are no files to be opened.
-    facts: File,
+    /// `/proc/PID/status`: later there are no files to be opened. `None` where it is closed to us.
+    facts: Option<File>,
     ended_by: Option<Signal>,
 }
 
@@ -36,12 +36,9 @@ enum Arrangement {
 
 impl Running {
     /// The command with this PID, which `process` stands for.
-    ///
-    /// # Errors
-    /// `/proc` has nothing about it.
-    pub fn new(pid: i32, process: OwnedFd) -> io::Result<Self> {
-        let facts = File::open(format!("/proc/{pid}/status"))?;
-        Ok(Self { process, facts, ended_by: None })
+    pub fn new(pid: i32, process: OwnedFd) -> Self {
+        let facts = File::open(format!("/proc/{pid}/status")).ok();
+        Self { process, facts, ended_by: None }
     }
 
     /// Has `signal`, which was sent to us, do what it would do to a program that is not process 1.
@@ -71,7 +68,8 @@ impl Running {
     fn arrangement(&self, signal: Signal) -> Arrangement {
         let mut text = [0; MAX_STATUS];
         // One that has ended has no facts (ESRCH), and is past caring.
-        let n = self.facts.read_at(&mut text, 0).unwrap_or(0);
+        let read = self.facts.as_ref().and_then(|facts| facts.read_at(&mut text, 0).ok());
+        let n = read.unwrap_or(0);
         arrangement(&String::from_utf8_lossy(text.get(..n).unwrap_or_default()), signal)
     }
 

@@ -1,7 +1,7 @@
 use super::*;
 use crate::link::{Link, PartialChecksum};
 use crate::span::Span;
-use std::io::{Read as _, Seek as _, Write as _};
+use std::io::Read as _;
 
 #[derive(Debug)]
 struct Held {
