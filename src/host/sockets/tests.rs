@@ -295,9 +295,9 @@ fn an_urgent_byte_hides_neither_what_is_behind_it_nor_the_end() {
                 far.write_all(b"and behind").unwrap();
                 far.shutdown(std::net::Shutdown::Write).unwrap();
                 let all = Interest { readable: true, read_closed: true, ..Interest::default() };
-                host.watch(&mut stream, Token::Tcp(FLOW), all);
+                host.watch(&mut stream, Token::Tcp(FLOW), all).unwrap();
                 while !event(&host).1.read_closed {}
-                host.watch(&mut stream, Token::Tcp(FLOW), Interest { edge: true, ..all });
+                host.watch(&mut stream, Token::Tcp(FLOW), Interest { edge: true, ..all }).unwrap();
                 let ready = event(&host).1;
                 assert!(ready.urgent && ready.readable && ready.read_closed);
                 let got = read_by_peeks(&mut host, &mut stream, seed);
