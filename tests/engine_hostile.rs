@@ -445,6 +445,10 @@ impl Host for ChaosHost {
         Ok(pipe.len)
     }
 
+    fn fill_one(&mut self, pipe: &mut Pipe, from: &mut Handle) -> io::Result<usize> {
+        self.fill(pipe, from, 1)
+    }
+
     fn drain(&mut self, pipe: &mut Pipe, to: &mut Handle, n: usize) -> io::Result<usize> {
         assert_eq!(n, pipe.len, "it would wait for more, or forget some");
         assert!(n > 0, "nothing to drain");

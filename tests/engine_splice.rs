@@ -148,6 +148,24 @@ fn bytes_and_ends_cross_in_every_order() {
     }
 }
 
+/// What goes from a socket to a pipe ends before an urgent byte, for ever.
+#[test]
+fn urgent_bytes_pass_in_line_and_hide_neither_what_follows_nor_the_end() {
+    for (mark, end) in (0..6).flat_map(|mark| [(mark, false), (mark, true)]) {
+        let mut rig = rig(ON);
+        let [here, there] = connection(&mut rig);
+        rig.sock(here).incoming.extend(b"abcdef");
+        rig.sock(here).mark = Some(mark);
+        rig.sock(here).fin = end;
+        event(&mut rig, here, Readiness { urgent: true, read_closed: end, ..READABLE });
+        assert_eq!(rig.sock(there).sent, b"abcdef", "{mark}");
+        assert_eq!(rig.sock(there).shut, end, "{mark}");
+        assert_eq!(pipes(&mut rig).1, 0);
+        arrives(&mut rig, there, b"and back");
+        assert_eq!(rig.sock(here).sent, b"and back");
+    }
+}
+
 #[test]
 fn a_full_socket_holds_the_bytes_and_then_the_end() {
     let mut rig = rig(ON);

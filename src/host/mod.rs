@@ -276,13 +276,18 @@ pub trait Host {
     fn give_back(&mut self, pipe: Self::Pipe);
 
     /// Moves at most `max` received bytes from `stream` to the empty `pipe`; returns how many.
-    /// `Ok(0)` is the end of the stream; `WouldBlock` is nothing new.
+    /// `Ok(0)` is the end of the stream; `WouldBlock` is nothing new. Where there is urgent data
+    /// either may be said in front of it.
     fn fill(
         &mut self,
         pipe: &mut Self::Pipe,
         stream: &mut Self::Stream,
         max: usize,
     ) -> io::Result<usize>;
+
+    /// Moves one received byte from `stream` to the empty `pipe`, also where [`Host::fill`] ends before
+    /// one that is marked as urgent; returns as that does.
+    fn fill_one(&mut self, pipe: &mut Self::Pipe, stream: &mut Self::Stream) -> io::Result<usize>;
 
     /// Moves `n` bytes, which must be in `pipe`, to `stream`; returns how many the socket took.
     /// `WouldBlock` is a full socket.

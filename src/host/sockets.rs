@@ -511,6 +511,10 @@ impl Host for Sockets {
         pipe.fill(stream, max)
     }
 
+    fn fill_one(&mut self, pipe: &mut Pipe, stream: &mut Stream) -> io::Result<usize> {
+        pipe.fill_one(stream)
+    }
+
     fn drain(&mut self, pipe: &mut Pipe, stream: &mut Stream, n: usize) -> io::Result<usize> {
         pipe.drain(stream, n)
     }

@@ -80,7 +80,8 @@ pub struct Sock {
     /// Received and not discarded.
     pub incoming: VecDeque<u8>,
     pub fin: bool,
-    /// An urgent byte is so far from the front: a peek that starts before it ends there.
+    /// An urgent byte is so far from the front: a peek that starts before it ends there, and so does
+    /// what goes to a pipe.
     pub mark: Option<usize>,
     /// Peeks start at the front and read what they are to skip, too.
     pub from_front: bool,
@@ -606,7 +607,9 @@ impl Host for ScriptHost {
     ) -> io::Result<usize> {
         let state = &mut *self.state.borrow_mut();
         assert!(max > 0 && state.pipes[pipe.index].bytes.is_empty(), "a fill that makes no sense");
-        let there = state.socks[stream.index].incoming.len().min(max).min(state.pipe_size);
+        let sock = &state.socks[stream.index];
+        let end = sock.mark.unwrap_or(usize::MAX);
+        let there = sock.incoming.len().min(end).min(max).min(state.pipe_size);
         let some = state.some_of(there);
         let sock = &mut state.socks[stream.index];
         match (some, sock.error, sock.fin) {
@@ -617,10 +620,19 @@ impl Host for ScriptHost {
                 Err(ErrorKind::WouldBlock.into())
             }
             (Some(n), ..) => {
+                sock.mark = sock.mark.map(|mark| mark - n);
                 state.pipes[pipe.index].bytes.extend(sock.incoming.drain(..n));
                 Ok(n)
             }
         }
+    }
+
+    fn fill_one(&mut self, pipe: &mut ScriptPipe, stream: &mut ScriptStream) -> io::Result<usize> {
+        let mark = stream.with(|sock| sock.mark.take());
+        let filled = self.fill(pipe, stream, 1);
+        let n = *filled.as_ref().unwrap_or(&0);
+        stream.with(|sock| sock.mark = mark.and_then(|mark| mark.checked_sub(n)));
+        filled
     }
 
     fn drain(

@@ -487,6 +487,10 @@ impl Host for SimHost {
         Err(ErrorKind::Unsupported.into())
     }
 
+    fn fill_one(&mut self, (): &mut (), _: &mut SimStream) -> io::Result<usize> {
+        Err(ErrorKind::Unsupported.into())
+    }
+
     fn drain(&mut self, (): &mut (), _: &mut SimStream, _: usize) -> io::Result<usize> {
         Err(ErrorKind::Unsupported.into())
     }

@@ -33,6 +33,8 @@ struct Flow<S, P> {
     streams: Sides<S>,
     /// The pipes that are not empty, by the side that their bytes come from.
     pipes: Sides<Option<P>>,
+    /// Whether a socket has had urgent data.
+    urgent: Sides<bool>,
     /// It has used up its turn and waits for the next.
     queued: bool,
 }
@@ -98,7 +100,8 @@ impl<S, P> Splices<S, P> {
             return ctx.shared.drop(DropReason::NoSocket);
         }
         let pipes = Sides { outside: None, inside: None };
-        self.flows.insert(Flow { conn: Conn::new(), streams, pipes, queued: false });
+        let urgent = Sides { outside: false, inside: false };
+        self.flows.insert(Flow { conn: Conn::new(), streams, pipes, urgent, queued: false });
     }
 
     /// The socket of `side` of connection `id` is ready.
@@ -111,6 +114,7 @@ impl<S, P> Splices<S, P> {
     ) {
         let Some(flow) = self.flows.get_mut(id) else { return };
         flow.conn.on_ready(side, ready);
+        *flow.urgent.of(side) |= ready.urgent;
         if !flow.queued {
             self.run(ctx, id);
         }
@@ -217,8 +221,13 @@ impl<S, P> Flow<S, P> {
             Some(pipe) => pipe,
             none => none.insert(host.pipe()?),
         };
-        let moved = host.fill(pipe, self.streams.of(from), max);
-        Ok(outcome(moved.map(|n| n.min(max))))
+        let stream = self.streams.of(from);
+        let mut filled = outcome(host.fill(pipe, stream, max).map(|n| n.min(max)));
+        if *self.urgent.of(from) && matches!(filled, Outcome::Blocked | Outcome::Moved(0)) {
+            // That may be said of what stands before an urgent byte.
+            filled = outcome(host.fill_one(pipe, stream).map(|n| n.min(max)));
+        }
+        Ok(filled)
     }
 
     /// Empties the pipe of the direction to `to`, of `len` bytes.

@@ -6,10 +6,10 @@ use crate::host::inside::{Inside, Wanted};
 use crate::sys::socket::{self, Family, Kind};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
-use nix::sys::socket::{setsockopt, sockopt};
-use nix::unistd::pipe2;
+use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
+use nix::unistd::{pipe2, write};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 
 /// Bytes that a pipe is asked to hold; less is tried when its user has so much in pipes already.
 const SIZES: [libc::c_int; 2] = [1 << 18, 1 << 17];
@@ -47,6 +47,15 @@ impl Pipe {
 
     pub(super) fn fill(&self, from: &Stream, max: usize) -> io::Result<usize> {
         transfer(from, &self.write, max)
+    }
+
+    /// splice(2) does not pass a byte that is marked as urgent (`tcp_read_sock`), though it stays in
+    /// line; recv(2) does.
+    pub(super) fn fill_one(&self, from: &Stream) -> io::Result<usize> {
+        let mut byte = [0];
+        let n = recv(from.as_fd().as_raw_fd(), &mut byte, MsgFlags::MSG_DONTWAIT)?;
+        // An empty pipe takes it.
+        Ok(if n == 0 { 0 } else { write(&self.write, &byte)? })
     }
 
     pub(super) fn drain(&self, to: &Stream, n: usize) -> io::Result<usize> {

@@ -308,6 +308,41 @@ fn an_urgent_byte_hides_neither_what_is_behind_it_nor_the_end() {
 }
 
 #[test]
+fn an_urgent_byte_passes_a_pipe_in_line() {
+    use nix::sys::socket::{MsgFlags, send};
+    let mut host = sockets(Features::probe());
+    let (mut to, mut reader) = pair(&mut host, "127.0.0.1:0");
+    host.watch(&mut to, Token::Tcp(FLOW), Interest::default()).unwrap();
+    let (mut stream, mut far) = pair(&mut host, "127.0.0.1:0");
+    let mut pipe = host.pipe().unwrap();
+    far.write_all(b"before").unwrap();
+    send(far.as_raw_fd(), b"!", MsgFlags::MSG_OOB).unwrap();
+    far.write_all(b"behind").unwrap();
+    far.shutdown(std::net::Shutdown::Write).unwrap();
+    let interest = Interest { read_closed: true, ..Interest::default() };
+    host.watch(&mut stream, Token::Tcp(FLOW), interest).unwrap();
+    while !event(&host).1.read_closed {}
+    for (one, expected) in
+        [(false, 6), (false, 0), (true, 1), (false, 6), (false, 0), (true, 0), (true, 0)]
+    {
+        let filled = if one {
+            host.fill_one(&mut pipe, &mut stream)
+        } else {
+            host.fill(&mut pipe, &mut stream, 100)
+        };
+        // In front of the mark the kernel may say one or the other.
+        let n = filled.or_else(|e| (e.kind() == ErrorKind::WouldBlock).then_some(0).ok_or(e));
+        assert_eq!(n.unwrap(), expected);
+        if expected > 0 {
+            assert_eq!(host.drain(&mut pipe, &mut to, expected).unwrap(), expected);
+        }
+    }
+    let mut got = [0; 13];
+    reader.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"before!behind");
+}
+
+#[test]
 fn a_peek_takes_as_many_pieces_as_it_promises() {
     for features in [Features::probe(), WITHOUT] {
         let mut host = sockets(features);

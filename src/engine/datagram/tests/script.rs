@@ -363,6 +363,10 @@ impl Host for Native {
         Ok(0)
     }
 
+    fn fill_one(&mut self, (): &mut (), (): &mut ()) -> io::Result<usize> {
+        Ok(0)
+    }
+
     fn drain(&mut self, (): &mut (), (): &mut (), _: usize) -> io::Result<usize> {
         Ok(0)
     }
