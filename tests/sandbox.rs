@@ -25,8 +25,8 @@ use std::process::{Child, Command, ExitCode, Output, Stdio, exit};
 const PART: &str = "PASST_SANDBOX_HELPER";
 
 /// Each of them has a table of system calls.
-const ROLES: [Role; 5] =
-    [Role::VhostUser, Role::Stream, Role::Client, Role::Namespace, Role::Inside];
+const ROLES: [Role; 6] =
+    [Role::VhostUser, Role::Stream, Role::Client, Role::Namespace, Role::Command, Role::Inside];
 
 // --- The helper: a process that is locked in ----------------------------------------------------
 
@@ -321,10 +321,13 @@ type Reserved = (&'static str, &'static [Role], fn());
 
 /// Calls of one of the roles, or more, that the others may not make.
 const RESERVED: &[Reserved] = &[
-    ("splice", &[Role::Namespace], || attempt(libc::SYS_splice, NONSENSE)),
-    ("make a pipe", &[Role::Namespace], || attempt(libc::SYS_pipe2, NONSENSE)),
-    ("wait for a child", &[Role::Namespace], || attempt(libc::SYS_wait4, NONSENSE)),
-    ("wait for a child by its descriptor", &[Role::Namespace], || wait_by(libc::P_PIDFD)),
+    ("splice", BOTH_SIDES, || attempt(libc::SYS_splice, NONSENSE)),
+    ("make a pipe", BOTH_SIDES, || attempt(libc::SYS_pipe2, NONSENSE)),
+    ("wait for a child", WORKERS, || attempt(libc::SYS_wait4, NONSENSE)),
+    ("wait for a child by its descriptor", &[Role::Command], || wait_by(libc::P_PIDFD)),
+    ("end a process by its descriptor", &[Role::Command], || {
+        attempt(libc::SYS_pidfd_send_signal, [-1, 9, 0, 0]);
+    }),
     ("wait for a child by its number", &[], || wait_by(libc::P_PID)),
     ("open a unix socket", &[Role::Client], || socket(libc::AF_UNIX, libc::SOCK_STREAM, 0)),
     ("open a TCP socket", SOCKETS, || socket(libc::AF_INET, libc::SOCK_STREAM, 0)),
@@ -345,9 +348,12 @@ const RESERVED: &[Reserved] = &[
     }),
 ];
 
-const WORKERS: &[Role] = &[Role::VhostUser, Role::Stream, Role::Namespace];
-const SOCKETS: &[Role] = &[Role::VhostUser, Role::Stream, Role::Namespace, Role::Inside];
-const CALLERS: &[Role] = &[Role::VhostUser, Role::Stream, Role::Namespace, Role::Client];
+const BOTH_SIDES: &[Role] = &[Role::Namespace, Role::Command];
+const WORKERS: &[Role] = &[Role::VhostUser, Role::Stream, Role::Namespace, Role::Command];
+const SOCKETS: &[Role] =
+    &[Role::VhostUser, Role::Stream, Role::Namespace, Role::Command, Role::Inside];
+const CALLERS: &[Role] =
+    &[Role::VhostUser, Role::Stream, Role::Namespace, Role::Command, Role::Client];
 
 /// Things that nobody in there may do.
 const FORBIDDEN: &[(&str, fn())] = &[
