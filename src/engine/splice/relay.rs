@@ -2,8 +2,8 @@
 //!
 //! The first one from a peer comes to a listener. It opens an exchange of two connected sockets:
 //! one beside the listener, so that replies leave from the address that the peer has used and
-//! later datagrams of the peer arrive there (or keep coming to the listener); and one on the other side, connected to the target
-//! and bound to the peer's port if that is to be had.
+//! later datagrams of the peer arrive there (or keep coming to the listener); and one on the other
+//! side, connected to the target and bound to the peer's port if that is to be had.
 //!
 //! Errors of the far side end here, ECONNREFUSED among them. A peer on loopback gets that from its
 //! kernel when the port is closed, but it has sent to a port that is open: ours. To tell it, we
