@@ -90,7 +90,8 @@ fn idle_and_services() {
     let host = Namespace::alone("ports");
     let mut command = host.command(env!("CARGO_BIN_EXE_pasta"));
     command.args(["--config-net", "-t", "auto", "-u", "auto", "-T", "auto", "-U", "auto", "-f"]);
-    command.args(["--", "sh", "-c", "echo ready; exec sleep infinity"]);
+    // The command ends with its input, and pasta with the command.
+    command.args(["--", "sh", "-c", "echo ready; exec cat"]).stdin(Stdio::piped());
     let mut pasta = command.stdout(Stdio::piped()).spawn().expect("cannot start pasta");
     let mut stdout = BufReader::new(pasta.stdout.take().expect("is a pipe"));
     stdout.read_line(&mut String::new()).expect("is text");
@@ -129,7 +130,8 @@ fn idle_and_services() {
         at(last / 2),
         at(last)
     );
-    end(&mut pasta);
+    drop(pasta.stdin.take());
+    let _ = pasta.wait();
 }
 
 fn within<T: Send>(namespace: &fs::File, work: impl FnOnce() -> T + Send) -> T {

@@ -131,28 +131,49 @@ fn run(program: Program, mode: Mode, typed: &Typed) -> Result<u8, Error> {
     let (config, warnings) = Config::new(mode, typed, &facts)?;
     warnings.iter().for_each(|warning| warn!("{warning}"));
     let begun = || started.map_or_else(Started::begin, Ok);
-    let planner = |configured| Planner {
+    let planner = |network: &Network, configured| Planner {
         typed: config::implied(mode, typed),
         facts,
-        resolv: ResolvFile::open(Path::new(RESOLV_CONF)),
+        resolv: ResolvFile::open(Path::new(RESOLV_CONF), network.uses_resolvers()),
         configured,
     };
     match config {
         Config::Pasta(config) => {
-            let planner = planner(config.config_net.is_some());
+            let planner = planner(&config.network, config.config_net.is_some());
             pasta::serve(&config, before, given, signals, planner)
         }
         Config::VhostUser(config) => {
             let meet = |epoll| machine::meet_on_rings(&config, given, epoll);
-            machine::serve(begun()?, signals, &config, planner(false), Role::VhostUser, meet)
+            machine::serve(
+                begun()?,
+                signals,
+                &config,
+                planner(&config.network, false),
+                Role::VhostUser,
+                meet,
+            )
         }
         Config::Stream(config) => {
             let meet = |epoll| machine::meet_on_stream(&config, given, epoll);
-            machine::serve(begun()?, signals, &config, planner(false), Role::Stream, meet)
+            machine::serve(
+                begun()?,
+                signals,
+                &config,
+                planner(&config.network, false),
+                Role::Stream,
+                meet,
+            )
         }
         Config::Tap(config) => {
             let meet = |epoll| machine::meet_on_tap(given, epoll);
-            machine::serve(begun()?, signals, &config, planner(false), Role::Stream, meet)
+            machine::serve(
+                begun()?,
+                signals,
+                &config,
+                planner(&config.network, false),
+                Role::Stream,
+                meet,
+            )
         }
     }
 }

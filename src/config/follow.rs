@@ -1,13 +1,24 @@
 //! A host whose network has changed since we started: what the guest is to see now. Pure.
 
 use super::facts::HostFacts;
-use super::guest::GuestView;
+use super::guest::{GuestView, Translation};
 use super::network::{self, Templates};
 use super::options::Typed;
 use super::template::Template;
 use super::{Devices, Network};
 
 impl Network {
+    /// Whether what `resolv.conf` says matters to the guest: it is told of resolvers, or its queries
+    /// are sent to one.
+    pub const fn uses_resolvers(&self) -> bool {
+        let dns = &self.guest.dns;
+        let Translation { v4, v6, .. } = &self.translation;
+        dns.advertise_servers
+            || dns.advertise_search
+            || v4.dns_forward.is_some()
+            || v6.dns_forward.is_some()
+    }
+
     /// The network as `typed` means it on the host as it is now; `None` if nothing changes for the
     /// guest. What was typed stays.
     ///
@@ -153,6 +164,15 @@ mod tests {
     fn v4(network: &Network) -> (String, String) {
         let v4 = network.guest.v4.as_ref().unwrap();
         (v4.addr.to_string(), v4.gateway.unwrap().to_string())
+    }
+
+    #[test]
+    fn resolvers_matter_to_who_is_told_of_them_or_sent_to_them() {
+        let uses = |line| start(line, &home()).uses_resolvers();
+        assert!(uses("") && uses("--no-dhcp-dns") && uses("--no-dhcp-search"));
+        assert!(!uses("--no-dhcp-dns --no-dhcp-search"));
+        assert!(uses("--no-dhcp-dns --no-dhcp-search --dns-forward 192.0.2.53"));
+        assert!(uses("--no-dhcp-dns --no-dhcp-search --dns-forward fd00::53"));
     }
 
     #[test]

@@ -23,17 +23,20 @@ const BATCHES: usize = 16;
 #[derive(Debug)]
 pub struct ResolvFile {
     file: File,
-    /// `None` where the kernel gives us no watch: users may have too many.
+    /// `None` for who does not want to know, and where the kernel gives us no watch: users may have
+    /// too many.
     writes: Option<Inotify>,
 }
 
 impl ResolvFile {
-    /// The file that is at `path` now; `None` without one that can be read.
-    pub fn open(path: &Path) -> Option<Self> {
+    /// The file that is at `path` now; `None` without one that can be read. With `heed` it is noticed
+    /// when it is written. Who need not know is spared the end of an inotify instance, which takes
+    /// the kernel some 20 ms: longer than everything else that many a command does.
+    pub fn open(path: &Path, heed: bool) -> Option<Self> {
         let file = File::open(path).ok()?;
-        let writes = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok();
+        let new = || Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok();
         let watched = |inotify: &Inotify| inotify.add_watch(path, AddWatchFlags::IN_MODIFY).is_ok();
-        Some(Self { file, writes: writes.filter(watched) })
+        Some(Self { file, writes: heed.then(new).flatten().filter(watched) })
     }
 
     /// Becomes readable when the file is written.
@@ -79,9 +82,10 @@ mod tests {
     fn it_is_read_anew_until_it_is_replaced() {
         let dir = TempDir::new().unwrap();
         let path = dir.as_path().join("resolv.conf");
-        assert!(ResolvFile::open(&path).is_none(), "it is not there yet");
+        assert!(ResolvFile::open(&path, true).is_none(), "it is not there yet");
         std::fs::write(&path, "nameserver 192.0.2.1\n").unwrap();
-        let file = ResolvFile::open(&path).unwrap();
+        assert!(ResolvFile::open(&path, false).unwrap().writes().is_none());
+        let file = ResolvFile::open(&path, true).unwrap();
         let servers = || file.read().map(|resolv| resolv.servers);
         assert_eq!(servers(), Some(vec!["192.0.2.1".parse().unwrap()]));
         assert!(!is_told(&file));
