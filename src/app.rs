@@ -143,37 +143,19 @@ fn run(program: Program, mode: Mode, typed: &Typed) -> Result<u8, Error> {
             pasta::serve(&config, before, given, signals, planner)
         }
         Config::VhostUser(config) => {
+            let planner = planner(&config.network, false);
             let meet = |epoll| machine::meet_on_rings(&config, given, epoll);
-            machine::serve(
-                begun()?,
-                signals,
-                &config,
-                planner(&config.network, false),
-                Role::VhostUser,
-                meet,
-            )
+            machine::serve(begun()?, signals, &config, planner, Role::VhostUser, meet)
         }
         Config::Stream(config) => {
+            let planner = planner(&config.network, false);
             let meet = |epoll| machine::meet_on_stream(&config, given, epoll);
-            machine::serve(
-                begun()?,
-                signals,
-                &config,
-                planner(&config.network, false),
-                Role::Stream,
-                meet,
-            )
+            machine::serve(begun()?, signals, &config, planner, Role::Stream, meet)
         }
         Config::Tap(config) => {
+            let planner = planner(&config.network, false);
             let meet = |epoll| machine::meet_on_tap(given, epoll);
-            machine::serve(
-                begun()?,
-                signals,
-                &config,
-                planner(&config.network, false),
-                Role::Stream,
-                meet,
-            )
+            machine::serve(begun()?, signals, &config, planner, Role::Stream, meet)
         }
     }
 }

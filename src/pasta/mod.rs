@@ -13,7 +13,8 @@
 //! ```
 //!
 //! [`namespace`] finds or describes the namespaces, [`command`] is the process in new ones,
-//! [`running`] what it is to us later, [`interface`] configures what is in them, and [`watch`] tells when it is over.
+//! [`running`] what it is to us later, [`interface`] configures what is in them, and [`watch`] tells
+//! when it is over.
 
 pub mod command;
 pub mod interface;
